@@ -1,0 +1,320 @@
+"""Block sparse attention with block retrieval.
+
+A sequence of n tokens is cut into chunks of B tokens, numbered c = 0, 1, …. With head dimension p, the output of chunk c is
+
+    O_c = softmax(Q_c K_cᵀ / √p + causal mask) V_c + Q_c S_c                exact inside, retrieved from before
+    S_c = Σ_{j < c} A_cj F_j,      F_j = K_jᵀ V_j / B                       one p × p state a chunk
+    A_c = softmax over j < c of (R_c · H_j / √p)                            meta query against meta keys
+
+Causality fixes where each part may come from. F_j and the meta key H_j use chunk j alone; the meta query R_c uses tokens
+before chunk c, in practice its predecessor's last one; chunk 0 retrieves nothing; a chunk that the softmax reads exactly
+is not retrieved as well. Every state a later chunk can retrieve therefore belongs to a complete chunk.
+
+The meta queries and keys are arguments, one row for each of the n // B complete chunks: `meta_q[…, c, :]` is R_{c+1}, the
+query that chunk c + 1 retrieves with, and `meta_k[…, c, :]` is H_c. Three options change the shape of the retrieval:
+
+`local_chunks` = L: the softmax also reads the L − 1 chunks before its own, and retrieval begins behind them;
+`top_k`: only the `top_k` chunks that score highest share the weights;
+`compress` (heads, p, p′) and `expand` (heads, p′, p): a state is kept as K_jᵀ (V_j compress) / B, p·p′ numbers.
+
+Time: O(n·B·p) inside chunks, O(n·p²) for states and reading, O((n/B)²·p²) for mixing or O((n/B)·top_k·p²) with `top_k`.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bsbr.attention import standard
+
+
+class State(NamedTuple):
+    """What one more token needs: the exact window (a ring), the states of closed chunks, and the mix now in use.
+
+    `count` below is length // chunk_size, the closed chunks of a row; `capacity` has room for the longest row's.
+    """
+
+    k: Float[Tensor, "batch heads window head_dim"]
+    v: Float[Tensor, "batch heads window head_dim"]
+    states: Float[Tensor, "batch heads capacity head_dim state_dim"]
+    meta_k: Float[Tensor, "batch heads capacity head_dim"]
+    meta_k_sum: Float[Tensor, "batch heads head_dim"]
+    mixed: Float[Tensor, "batch heads head_dim state_dim"]
+    length: Int[Tensor, " batch"]
+
+
+def reference(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    meta_q: Float[Tensor, "batch heads chunks head_dim"],
+    meta_k: Float[Tensor, "batch heads chunks head_dim"],
+    chunk_size: int,
+    local_chunks: int = 1,
+    top_k: int | None = None,
+    compress: Float[Tensor, "heads head_dim state_dim"] | None = None,
+    expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """The formula of this module's docstring, token by token."""
+    scale = 1 / math.sqrt(q.shape[-1])
+    outputs = []
+    for t in range(q.shape[2]):
+        chunk = t // chunk_size
+        first_exact = max(0, chunk - local_chunks + 1)
+        exact = slice(first_exact * chunk_size, t + 1)
+        query = q[:, :, t : t + 1]
+        out = (query @ k[:, :, exact].transpose(-1, -2) * scale).softmax(-1) @ v[:, :, exact]
+        if first_exact > 0:
+            scores = (meta_q[:, :, chunk - 1, None] * meta_k[:, :, :first_exact]).sum(-1) * scale
+            if top_k is not None and top_k < first_exact:
+                threshold = scores.topk(top_k, dim=-1).values[..., -1:]
+                scores = scores.masked_fill(scores < threshold, -math.inf)
+            weights = scores.softmax(-1)
+            for j in range(first_exact):
+                own = slice(j * chunk_size, (j + 1) * chunk_size)
+                values = v[:, :, own] if compress is None else v[:, :, own] @ compress
+                state = k[:, :, own].transpose(-1, -2) @ values / chunk_size
+                retrieved = query @ state if expand is None else query @ state @ expand
+                out = out + weights[:, :, j, None, None] * retrieved
+        outputs.append(out)
+    return torch.cat(outputs, dim=2)
+
+
+def attend(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    meta_q: Float[Tensor, "batch heads chunks head_dim"],
+    meta_k: Float[Tensor, "batch heads chunks head_dim"],
+    chunk_size: int,
+    local_chunks: int = 1,
+    top_k: int | None = None,
+    compress: Float[Tensor, "heads head_dim state_dim"] | None = None,
+    expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`reference` in batched matrix products over chunks; nothing of size n × n is built."""
+    n = q.shape[2]
+    if n <= chunk_size * local_chunks:
+        return standard.attend(q, k, v)
+    q, k, v = (_chunks(x, chunk_size) for x in (q, k, v))
+    retrieving = q.shape[2] - local_chunks
+    states = _chunk_states(k[:, :, :retrieving], v[:, :, :retrieving], compress)
+    mixed = _mix(meta_q[:, :, local_chunks - 1 :][:, :, :retrieving], meta_k[:, :, :retrieving], states, top_k)
+    # Chunks that retrieve nothing get a state of zeros: one batched product then serves all.
+    mixed = F.pad(mixed, (0, 0, 0, 0, local_chunks, 0))
+    retrieved = q @ mixed if expand is None else (q @ mixed) @ expand[:, None]
+    return (_local(q, k, v, local_chunks) + retrieved).flatten(2, 3)[:, :, :n]
+
+
+def prefill(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    meta_q: Float[Tensor, "batch heads chunks head_dim"],
+    meta_k: Float[Tensor, "batch heads chunks head_dim"],
+    meta_k_sum: Float[Tensor, "batch heads head_dim"],
+    chunk_size: int,
+    local_chunks: int = 1,
+    top_k: int | None = None,
+    compress: Float[Tensor, "heads head_dim state_dim"] | None = None,
+    expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
+    lengths: Int[Tensor, " batch"] | None = None,
+) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
+    """`attend`, and the state after the first `lengths` tokens of each row (all n of them by default).
+
+    `meta_k_sum` is the sum of the meta keys of the tokens in each row's open chunk: H is the mean over a chunk's tokens,
+    and `step` goes on summing.
+    """
+    batch, heads, n, head_dim = q.shape
+    if lengths is None:
+        lengths = torch.full((batch,), n, device=q.device)
+    out = attend(q, k, v, meta_q, meta_k, chunk_size, local_chunks, top_k, compress, expand)
+    closed = n // chunk_size
+    # Row by row, the token that stands in each slot of the ring; slots not yet written point at token 0 and are never read.
+    held = _ring_tokens(lengths - 1, chunk_size * local_chunks).clamp(min=0)
+    window_k, window_v = (
+        x.gather(2, held[:, None, :, None].expand(-1, heads, -1, x.shape[-1])) for x in (k, v)
+    )
+    states = _chunk_states(
+        *(x[:, :, : closed * chunk_size].unflatten(2, (closed, chunk_size)) for x in (k, v)), compress
+    )
+    mixed = states.new_zeros(batch, heads, *states.shape[-2:])
+    state = State(window_k, window_v, states, meta_k, meta_k_sum.clone(), mixed, lengths.clone())
+    count = lengths // chunk_size
+    rows = torch.arange(batch, device=q.device)
+    if closed:
+        mixed = _retrieve(meta_q[rows, :, (count - 1).clamp(min=0)], meta_k, states, count - local_chunks + 1, top_k)
+    return out, state._replace(mixed=mixed)
+
+
+def step(
+    q: Float[Tensor, "batch heads head_dim"],
+    k: Float[Tensor, "batch heads head_dim"],
+    v: Float[Tensor, "batch heads head_dim"],
+    meta_q: Float[Tensor, "batch heads head_dim"],
+    meta_k: Float[Tensor, "batch heads head_dim"],
+    state: State,
+    chunk_size: int,
+    local_chunks: int = 1,
+    top_k: int | None = None,
+    compress: Float[Tensor, "heads head_dim state_dim"] | None = None,
+    expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
+) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
+    """One token after `state`. `meta_q` and `meta_k` are this token's own; only a chunk's last token uses its meta query.
+
+    Time: O(window + head_dim · state_dim), whatever came before; closing a chunk, once in chunk_size tokens, also mixes
+    the states anew.
+    """
+    position, window = state.length, chunk_size * local_chunks
+    rows = torch.arange(len(position), device=position.device)
+    state.k[rows, :, position % window] = k
+    state.v[rows, :, position % window] = v
+    state.meta_k_sum.add_(meta_k)
+    first_exact = (position // chunk_size - local_chunks + 1).clamp(min=0) * chunk_size
+    read = _ring_tokens(position, window) >= first_exact[:, None]
+    out = F.scaled_dot_product_attention(q[:, :, None], state.k, state.v, attn_mask=read[:, None, None])
+    retrieved = q[:, :, None] @ state.mixed
+    out = out + (retrieved if expand is None else retrieved @ expand)
+    state = state._replace(length=position + 1)
+    closing = (state.length % chunk_size == 0).nonzero()[:, 0]
+    if len(closing):
+        state = _close_chunks(closing, meta_q, state, chunk_size, local_chunks, top_k, compress)
+    return out[:, :, 0], state
+
+
+def _chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunks chunk_size dim"]:
+    """Cut into chunks, the last one padded with zeros: they stand after every real token, so none of those reads them."""
+    missing = -x.shape[2] % chunk_size
+    if missing:
+        x = F.pad(x, (0, 0, 0, missing))
+    return x.unflatten(2, (-1, chunk_size))
+
+
+def _chunk_states(
+    k: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    v: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    compress: Float[Tensor, "heads head_dim state_dim"] | None,
+) -> Float[Tensor, "batch heads chunks head_dim state_dim"]:
+    """F_j = K_jᵀ V_j / B, with compressed values if asked."""
+    if compress is not None:
+        v = v @ compress[:, None]
+    return k.transpose(-1, -2) @ v / k.shape[-2]
+
+
+def _mix(
+    meta_q: Float[Tensor, "batch heads chunks head_dim"],
+    meta_k: Float[Tensor, "batch heads chunks head_dim"],
+    states: Float[Tensor, "batch heads chunks head_dim state_dim"],
+    top_k: int | None,
+) -> Float[Tensor, "batch heads chunks head_dim state_dim"]:
+    """S: row c is the mix of states 0 … c. One chunk is one row here, so this is causal attention of chunks to chunks."""
+    chunks = meta_q.shape[2]
+    scores = meta_q @ meta_k.transpose(-1, -2) / math.sqrt(meta_q.shape[-1])
+    later = torch.ones(chunks, chunks, dtype=torch.bool, device=scores.device).triu(1)
+    return _weigh(scores.masked_fill(later, -math.inf), states, top_k)
+
+
+def _retrieve(
+    meta_q: Float[Tensor, "rows heads head_dim"],
+    meta_k: Float[Tensor, "rows heads chunks head_dim"],
+    states: Float[Tensor, "rows heads chunks head_dim state_dim"],
+    available: Int[Tensor, " rows"],
+    top_k: int | None,
+) -> Float[Tensor, "rows heads head_dim state_dim"]:
+    """One row's mix of its first `available` states; zeros where there are none."""
+    scores = meta_q[:, :, None] @ meta_k.transpose(-1, -2) / math.sqrt(meta_q.shape[-1])
+    there = torch.arange(meta_k.shape[2], device=scores.device) < available[:, None]
+    any_there = (available > 0)[:, None, None, None]
+    scores = scores.masked_fill(~there[:, None, None], -math.inf).masked_fill(~any_there, 0.0)
+    return _weigh(scores, states, top_k)[:, :, 0] * any_there
+
+
+def _weigh(
+    scores: Float[Tensor, "batch heads rows chunks"],
+    states: Float[Tensor, "batch heads chunks head_dim state_dim"],
+    top_k: int | None,
+) -> Float[Tensor, "batch heads rows head_dim state_dim"]:
+    """The softmax of the scores over chunks, or over the `top_k` highest of them, applied to the states."""
+    flat = states.flatten(3)
+    if top_k is None or top_k >= scores.shape[-1]:
+        return (scores.softmax(-1) @ flat).unflatten(-1, states.shape[-2:])
+    best, chosen = scores.topk(top_k, dim=-1)
+    weights = best.softmax(-1)[..., None]
+    mixed = torch.zeros((), dtype=flat.dtype, device=flat.device)
+    for rank in range(top_k):  # gathering rank by rank keeps memory at one state a row
+        mixed = mixed + weights[..., rank, :] * flat.gather(2, chosen[..., rank, None].expand(-1, -1, -1, flat.shape[-1]))
+    return mixed.unflatten(-1, states.shape[-2:])
+
+
+def _local(
+    q: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    k: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    v: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    local_chunks: int,
+) -> Float[Tensor, "batch heads chunks chunk_size head_dim"]:
+    """Exact causal attention to the own chunk and the `local_chunks` − 1 before it."""
+    batch, heads, chunks, chunk_size, _ = q.shape
+    if local_chunks == 1:
+        flat = (x.flatten(0, 2)[:, None] for x in (q, k, v))
+        return F.scaled_dot_product_attention(*flat, is_causal=True).reshape(q.shape)
+    k, v = (_windows(x, local_chunks).flatten(0, 2)[:, None] for x in (k, v))
+    mask = _window_mask(chunks, chunk_size, local_chunks, q.device)
+    mask = mask.expand(batch * heads, -1, -1, -1).flatten(0, 1)[:, None]
+    return F.scaled_dot_product_attention(q.flatten(0, 2)[:, None], k, v, attn_mask=mask).reshape(q.shape)
+
+
+def _windows(
+    x: Float[Tensor, "batch heads chunks chunk_size head_dim"], local_chunks: int
+) -> Float[Tensor, "batch heads chunks window head_dim"]:
+    """Each chunk behind the `local_chunks` − 1 before it; zeros where there are none."""
+    chunks = x.shape[2]
+    padded = F.pad(x, (0, 0, 0, 0, local_chunks - 1, 0))
+    return torch.cat([padded[:, :, i : i + chunks] for i in range(local_chunks)], dim=3)
+
+
+def _window_mask(
+    chunks: int, chunk_size: int, local_chunks: int, device: torch.device
+) -> Bool[Tensor, "chunks chunk_size window"]:
+    """True where a token of a chunk reads a token of its window: not later, and not before the sequence begins."""
+    window = chunk_size * local_chunks
+    behind = window - chunk_size
+    token, slot = torch.arange(chunk_size, device=device), torch.arange(window, device=device)
+    start = torch.arange(chunks, device=device) * chunk_size - behind
+    return (slot <= token[:, None] + behind) & (slot + start[:, None, None] >= 0)
+
+
+def _ring_tokens(position: Int[Tensor, " batch"], window: int) -> Int[Tensor, "batch window"]:
+    """The latest token ≤ position that each slot of the ring holds; negative where none was written."""
+    slot = torch.arange(window, device=position.device)
+    return position[:, None] - (position[:, None] - slot) % window
+
+
+def _close_chunks(
+    closing: Int[Tensor, " rows"],
+    meta_q: Float[Tensor, "batch heads head_dim"],
+    state: State,
+    chunk_size: int,
+    local_chunks: int,
+    top_k: int | None,
+    compress: Float[Tensor, "heads head_dim state_dim"] | None,
+) -> State:
+    """Turn the open chunk of the rows `closing` into a state, and mix the states their next chunk retrieves."""
+    closed = state.length[closing] // chunk_size - 1
+    capacity = state.states.shape[2]
+    if int(closed.max()) >= capacity:
+        room = max(capacity, 8)
+        state = state._replace(
+            states=F.pad(state.states, (0, 0, 0, 0, 0, room)), meta_k=F.pad(state.meta_k, (0, 0, 0, room))
+        )
+    part = closed % local_chunks
+    keys, values = (x.unflatten(2, (local_chunks, chunk_size))[closing, :, part] for x in (state.k, state.v))
+    state.states[closing, :, closed] = _chunk_states(keys[:, :, None], values[:, :, None], compress)[:, :, 0]
+    state.meta_k[closing, :, closed] = state.meta_k_sum[closing] / chunk_size
+    state.meta_k_sum[closing] = 0
+    state.mixed[closing] = _retrieve(
+        meta_q[closing], state.meta_k[closing], state.states[closing], closed + 2 - local_chunks, top_k
+    )
+    return state

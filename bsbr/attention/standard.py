@@ -1,0 +1,74 @@
+"""Softmax attention (Vaswani et al. 2017, "Attention Is All You Need", equation 1), made causal."""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class State(NamedTuple):
+    """The key/value cache: grows with the sequence, in steps of doubled capacity."""
+
+    k: Float[Tensor, "batch heads capacity head_dim"]
+    v: Float[Tensor, "batch heads capacity head_dim"]
+    length: Int[Tensor, " batch"]
+
+
+def reference(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """softmax(Q Kᵀ / √head_dim + causal mask) V, with the whole n × n matrix (Vaswani et al. 2017, equation 1)."""
+    n, head_dim = q.shape[-2:]
+    scores = q @ k.transpose(-1, -2) / math.sqrt(head_dim)
+    future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill(future, -math.inf).softmax(-1) @ v
+
+
+def attend(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`reference` by PyTorch's fused kernel: O(n²) time, O(n) memory."""
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+
+def prefill(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    lengths: Int[Tensor, " batch"] | None = None,
+) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
+    """`attend`, and the cache after the first `lengths` tokens of each row (all n of them by default)."""
+    if lengths is None:
+        lengths = torch.full((q.shape[0],), q.shape[2], device=q.device)
+    return attend(q, k, v), State(_grow(k, 64), _grow(v, 64), lengths.clone())
+
+
+def step(
+    q: Float[Tensor, "batch heads head_dim"],
+    k: Float[Tensor, "batch heads head_dim"],
+    v: Float[Tensor, "batch heads head_dim"],
+    state: State,
+) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
+    """One token after `state`: O(n) time, since every earlier key is read again."""
+    keys, values, length = state
+    longest = int(length.max()) + 1
+    if longest > keys.shape[2]:
+        keys, values = _grow(keys, keys.shape[2]), _grow(values, values.shape[2])
+    rows = torch.arange(len(length), device=length.device)
+    keys[rows, :, length] = k
+    values[rows, :, length] = v
+    read = (torch.arange(longest, device=length.device) <= length[:, None])[:, None, None]
+    out = F.scaled_dot_product_attention(q[:, :, None], keys[:, :, :longest], values[:, :, :longest], attn_mask=read)
+    return out[:, :, 0], State(keys, values, length + 1)
+
+
+def _grow(cache: Tensor, extra: int) -> Tensor:
+    """The cache with room for `extra` more tokens."""
+    return F.pad(cache, (0, 0, 0, extra))
