@@ -1,0 +1,1 @@
+"""What the experiments read: pinned corpora and checkpoints."""
