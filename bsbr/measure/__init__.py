@@ -1,0 +1,1 @@
+"""How things are measured: one timer, one fit, one description of the machine."""
