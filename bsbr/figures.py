@@ -1,0 +1,271 @@
+"""One look for every chart and table. Importing this module does not import torch."""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import os
+from collections.abc import Hashable, Sequence
+from numbers import Integral, Real
+from pathlib import PurePosixPath
+from typing import Any
+
+import pandas as pd
+import plotly.graph_objects as go
+from IPython.display import HTML, Markdown, display
+
+from bsbr.metrics import metric
+from bsbr.results import Result
+
+# The palette of Okabe and Ito (2008), which stays apart for colour-blind readers; yellow, too pale on white, is last.
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7F7F7F", "#F0E442"]
+MECHANISM_COLOURS = {
+    "bsbr": "#D55E00",
+    "standard": "#0072B2",
+    "linear": "#009E73",
+    "deltanet": "#CC79A7",
+    "sliding_window": "#56B4E9",
+    "hopfield": "#E69F00",
+    "gau": "#7F7F7F",
+}
+GRID = "rgba(128, 128, 128, 0.25)"
+
+
+def colours(names: Sequence[Hashable]) -> dict[Hashable, str]:
+    """A colour for each name: a mechanism's own everywhere, the palette in turn for anything else."""
+    others = [name for name in dict.fromkeys(names) if name not in MECHANISM_COLOURS]
+    own = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)}
+    return {name: MECHANISM_COLOURS.get(str(name), own.get(name, "")) for name in names}
+
+
+# -- Charts ---------------------------------------------------------------------------------------
+
+
+def figure(
+    title: str = "", x: str = "", y: str = "", *, log_x: bool = False, log_y: bool = False, height: int = 420
+) -> go.Figure:
+    """An empty chart in the project's look, with titles for its axes."""
+    fig = go.Figure()
+    fig.update_layout(
+        title={"text": title, "x": 0, "xanchor": "left", "font": {"size": 15}},
+        height=height,
+        margin={"l": 60, "r": 20, "t": 60 if title else 30, "b": 50},
+        paper_bgcolor="rgba(0,0,0,0)",
+        plot_bgcolor="rgba(0,0,0,0)",
+        font={"size": 13, "color": "#777777"},
+        legend={"orientation": "v"},
+        hovermode="closest",
+        template="none",
+    )
+    axis = {"gridcolor": GRID, "linecolor": GRID, "zerolinecolor": GRID, "automargin": True}
+    fig.update_xaxes(title_text=x, type="log" if log_x else "-", **axis)
+    fig.update_yaxes(title_text=y, type="log" if log_y else "-", **axis)
+    return fig
+
+
+def lines(
+    rows: pd.DataFrame,
+    x: str,
+    *,
+    group: str = "mechanism",
+    title: str = "",
+    x_title: str | None = None,
+    y_title: str | None = None,
+    log_x: bool = False,
+    log_y: bool = False,
+) -> go.Figure:
+    """One line a group, with 95 % intervals as bars, from rows of one metric.
+
+    Args:
+        rows: rows of a result's table, all of one metric.
+        x: the factor along the horizontal axis.
+        group: the factor that tells lines apart.
+        x_title: what stands under the axis, else the factor's name.
+        y_title: what stands beside it, else the metric's title and unit.
+    """
+    fig = figure(title, x_title or x, y_title or axis_title(rows), log_x=log_x, log_y=log_y)
+    paint = colours(list(rows[group].unique()))
+    for name, part in rows[rows["status"] == "ok"].groupby(group, sort=False):
+        part = part.sort_values(x)
+        style = {"color": paint[name], "width": 2}
+        fig.add_scatter(
+            x=list(part[x]), y=list(part["value"]), error_y=_bars(part, paint[name]), name=str(name), line=style,
+            mode="lines+markers", marker={"size": 7}, customdata=_hover(part), hovertemplate=_HOVER,
+        )  # fmt: skip
+    ticks = sorted(rows[x].dropna().unique())
+    if log_x and len(ticks) <= 12:
+        fig.update_xaxes(tickvals=[float(tick) for tick in ticks], ticktext=[f"{tick:g}" for tick in ticks])
+    return fig
+
+
+def bars(
+    rows: pd.DataFrame,
+    x: str,
+    *,
+    group: str,
+    title: str = "",
+    x_title: str | None = None,
+    y_title: str | None = None,
+    log_y: bool = False,
+) -> go.Figure:
+    """Bars side by side, one colour a group, with 95 % intervals, from rows of one metric."""
+    fig = figure(title, x_title or x, y_title or axis_title(rows), log_y=log_y)
+    paint = colours(list(rows[group].unique()))
+    for name, part in rows[rows["status"] == "ok"].groupby(group, sort=False):
+        fig.add_bar(
+            x=[str(value) for value in part[x]], y=list(part["value"]), error_y=_bars(part, GRID), name=str(name),
+            marker={"color": paint[name]}, customdata=_hover(part), hovertemplate=_HOVER,
+        )  # fmt: skip
+    return fig.update_layout(barmode="group")
+
+
+def add_claim(fig: go.Figure, x: Sequence[Any], y: Sequence[float], name: str, colour: str = "#7F7F7F") -> go.Figure:
+    """What a seed stated, dotted and hollow so that nobody takes it for a measurement."""
+    return fig.add_scatter(
+        x=list(x), y=list(y), name=name, mode="lines+markers", line={"color": colour, "dash": "dot", "width": 1},
+        marker={"symbol": "circle-open", "size": 7},
+    )  # fmt: skip
+
+
+def axis_toggle(fig: go.Figure) -> go.Figure:
+    """Two buttons that switch the vertical axis between logarithmic and linear."""
+    buttons = [
+        {"label": name, "method": "relayout", "args": [{"yaxis.type": kind}]}
+        for name, kind in (("log", "log"), ("linear", "linear"))
+    ]
+    place = {"x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "direction": "right", "type": "buttons"}
+    return fig.update_layout(updatemenus=[{"buttons": buttons, "pad": {"t": 0, "b": 2}, **place}])
+
+
+def show(fig: go.Figure, name: str = "chart") -> None:
+    """Display a chart so that both JupyterLab (as JSON) and the built site (as HTML, plotly.js apart) draw it.
+
+    `name` becomes part of the element's id; it must differ among the charts of a page.
+    """
+    config = {"responsive": True, "displaylogo": False}
+    markup = fig.to_html(full_html=False, include_plotlyjs=False, div_id=f"chart-{name}", config=config)
+    description = {**json.loads(fig.to_json()), "config": config}
+    display({"application/vnd.plotly.v1+json": description, "text/html": markup}, raw=True)
+
+
+def axis_title(rows: pd.DataFrame) -> str:
+    """The title and unit of the one metric in these rows.
+
+    Raises:
+        ValueError: there is not exactly one.
+    """
+    names = list(rows["metric"].unique())
+    if len(names) != 1:
+        raise ValueError(f"rows of one metric were expected, these have {names}")
+    found = metric(names[0])
+    return f"{found.title} ({found.unit})" if found.unit else found.title
+
+
+_HOVER = "%{fullData.name}, %{x}: %{customdata}<extra></extra>"
+
+
+def _hover(rows: pd.DataFrame) -> list[str]:
+    return [f"{interval(r.value, r.low, r.high)} {r.unit}".strip() for r in rows.itertuples()]
+
+
+def _bars(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
+    up, down = (rows["high"] - rows["value"]).fillna(0), (rows["value"] - rows["low"]).fillna(0)
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": list(up),
+        "arrayminus": list(down),
+        "color": colour,
+        "thickness": 1.5,
+    }
+
+
+# -- Numbers, tables, words -----------------------------------------------------------------------
+
+
+def number(value: Any, digits: int = 3) -> str:
+    """A number with that many significant digits, thousands set apart; a dash where there is none.
+
+    >>> number(0.012345), number(16384), number(2073936.4), number(None)
+    ('0.0123', '16,384', '2,073,936', '–')
+    """
+    if value is None or pd.isna(value):
+        return "–"
+    if isinstance(value, Integral) or (float(value).is_integer() and abs(value) >= 100):
+        return f"{int(value):,}"
+    if math.isinf(value):
+        return "∞" if value > 0 else "−∞"
+    places = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
+    return f"{value:,.{max(places, 0)}f}".replace("-", "−")
+
+
+def interval(value: Any, low: Any = None, high: Any = None, digits: int = 3) -> str:
+    """`4.19 (4.11–4.25)`: a value with its 95 % interval, or the value alone where there is no interval."""
+    if pd.isna(low) or pd.isna(high):
+        return number(value, digits)
+    return f"{number(value, digits)} ({number(low, digits)}–{number(high, digits)})"
+
+
+def pivot(rows: pd.DataFrame, index: str, columns: str, *, digits: int = 3, intervals: bool = True) -> pd.DataFrame:
+    """Rows of one metric as a table to read: one line an `index`, one column a `columns`, in the order they come.
+
+    A number that could not be measured shows its status instead.
+    """
+    shown = [
+        (interval(r.value, r.low, r.high, digits) if intervals else number(r.value, digits))
+        if r.status == "ok"
+        else str(r.status).replace("_", " ")
+        for r in rows.itertuples()
+    ]
+    wide = rows.assign(shown=shown).pivot(index=index, columns=columns, values="shown")
+    wide = wide.reindex(index=rows[index].unique(), columns=rows[columns].unique()).fillna("–")
+    return wide.rename_axis(columns=None).reset_index()
+
+
+def table(frame: pd.DataFrame, caption: str = "", digits: int = 3) -> None:
+    """Display a frame as a table that scrolls in its own box; numbers get `digits` significant digits."""
+    body = frame.map(lambda value: number(value, digits) if _is_number(value) else str(value))
+    markup = body.to_html(index=False, border=0, classes="table", justify="left")
+    title = f"<p><strong>{html.escape(caption)}</strong></p>" if caption else ""
+    display(HTML(f'<div class="table-box">{title}{markup}</div>'))
+
+
+def _is_number(value: Any) -> bool:
+    return value is pd.NA or value is None or (isinstance(value, Real) and not isinstance(value, bool))
+
+
+def say(text: str) -> None:
+    """Display Markdown: how prose gets its numbers from a table, in a cell tagged `remove-input`."""
+    display(Markdown(text))
+
+
+def show_provenance(result: Result, page_folder: str | None = None) -> None:
+    """Display where a table comes from: commit, date, machine, profile, links to its notebook, CSV and record.
+
+    Args:
+        page_folder: the folder of the page that shows it, from the project's root; else the notebook's own.
+    """
+    display(Markdown(provenance_line(result, page_folder)))
+
+
+def provenance_line(result: Result, page_folder: str | None = None) -> str:
+    """The Markdown that `show_provenance` displays."""
+    notebook = PurePosixPath("notebooks", f"{result.experiment}.py")
+    csv = PurePosixPath("data", "results", result.target, result.profile, f"{result.experiment}.csv")
+    start = page_folder if page_folder is not None else str(notebook.parent)
+    links = " · ".join(
+        f"[{text}]({PurePosixPath(os.path.relpath(path, start or '.'))})"
+        for text, path in (("notebook", notebook), ("table", csv), ("record", csv.with_suffix(".json")))
+    )
+    return f"<small>{_origin(result)} · {links}</small>"
+
+
+def _origin(result: Result) -> str:
+    came = result.provenance
+    commit = f"commit `{came['commit'][:10]}`" if came["commit"] else "no commit"
+    state = "" if came["clean"] else " with uncommitted changes"
+    machine = came["machine"]
+    cores = f"{machine['cores']} cores, {machine['threads'] or 1} threads"
+    processor = machine["gpu"] if result.target == "gpu" and machine["gpu"] else f"{machine['cpu']}, {cores}"
+    return f"Measured {came['ended'][:10]} at {commit}{state} on {processor}; profile {result.profile}, {result.target}"
