@@ -1,8 +1,8 @@
 """Sequence mixers: the projections around a mechanism, and its decoding state.
 
-A mixer maps (batch, n, hidden_dim) to the same shape in three ways that agree: `forward` for a whole sequence, `prefill`
-for a whole sequence and the state behind it, `step` for one more token. `MECHANISMS` names them; models look there and
-know none of them otherwise, so a new mechanism is a module in `bsbr.attention`, a class here and a line in the registry.
+A mixer maps (batch, n, hidden_dim) to the same shape in three ways that agree: `forward` for a whole sequence,
+`prefill` for a whole sequence and the state behind it, `step` for one more token. `MECHANISMS` names them. Models look
+there and know none of them otherwise: a new mechanism is a module in `bsbr.attention`, and a class and a line here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,11 @@ class Rotary(NamedTuple):
     def rotate(self, x: Float[Tensor, "batch heads n head_dim"]) -> Float[Tensor, "batch heads n head_dim"]:
         """Turn the pairs (i, i + head_dim/2) of each vector by their position's angles."""
         first, second = x.chunk(2, dim=-1)
-        return torch.cat([first * self.cos - second * self.sin, second * self.cos + first * self.sin], dim=-1)
+        turned = (
+            torch.addcmul(first * self.cos, second, self.sin, value=-1),
+            torch.addcmul(second * self.cos, first, self.sin),
+        )
+        return torch.cat(turned, dim=-1)
 
 
 class Mixer(nn.Module):

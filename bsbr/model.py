@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -52,7 +53,7 @@ class ModelConfig:
                 raise ValueError(f"{name} must be a whole number ≥ 1{' or None' * optional}, but is {value!r}")
         if self.hidden_dim % (2 * self.num_heads):
             raise ValueError(
-                f"hidden_dim must be a multiple of 2 · num_heads, so that rotary positions can turn pairs in each head, "
+                f"hidden_dim must be a multiple of 2 · num_heads, so that rotary positions turn pairs in each head, "
                 f"but hidden_dim is {self.hidden_dim} and num_heads is {self.num_heads}"
             )
         if not 0 <= self.dropout < 1:
@@ -103,9 +104,9 @@ class Block(nn.Module):
 class TransformerLM(nn.Module):
     """A causal language model with tied embeddings and rotary positions, for any sequence length ≥ 1.
 
-    `attention_mask` marks real tokens with 1 (or True) and padding with 0, anywhere in a row. Each row's real tokens are
-    packed to the left before the first layer and put back after the last, so that a row gets what it would get alone:
-    same positions, same chunks. Outputs at padding are zero in `encode`.
+    `attention_mask` marks real tokens with 1 (or True) and padding with 0, anywhere in a row. Each row's real tokens
+    are packed to the left before the first layer and put back after the last, so that a row gets what it would get
+    alone: same positions, same chunks. Outputs at padding are zero in `encode`.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -114,7 +115,7 @@ class TransformerLM(nn.Module):
         self.gradient_checkpointing = False
         self.embedding = nn.Embedding(config.vocab_size, config.hidden_dim)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.blocks = cast(Sequence[Block], nn.ModuleList(Block(config) for _ in range(config.num_layers)))
         self.norm = nn.LayerNorm(config.hidden_dim)
         self.apply(_initialise)
 
@@ -160,7 +161,9 @@ class TransformerLM(nn.Module):
         last = x[torch.arange(batch, device=x.device), lengths - 1]
         return self._logits(self.norm(last)), ModelState(tuple(states), lengths)
 
-    def step(self, ids: Int[Tensor, " batch"], state: ModelState) -> tuple[Float[Tensor, "batch vocab_size"], ModelState]:
+    def step(
+        self, ids: Int[Tensor, " batch"], state: ModelState
+    ) -> tuple[Float[Tensor, "batch vocab_size"], ModelState]:
         """Read one more token a row: the logits after it, and the next state, which may reuse the old one's memory."""
         rotary = self._rotary(state.length[:, None])
         x, states = self._embed(ids), []
@@ -179,10 +182,10 @@ class TransformerLM(nn.Module):
         eos_token_id: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Int[Tensor, "batch n_plus_new"]:
-        """Continue each row, the prompt read once and each new token by one step; returns the prompt and its continuation.
+        """Continue each row: the prompt is read once, each new token is one step. Returns prompt and continuation.
 
-        Temperature 0 takes the likeliest token, above it tokens are drawn from softmax(logits / temperature). A row that
-        has produced `eos_token_id` goes on with it; generation ends early when every row has. Dropout follows the
+        Temperature 0 takes the likeliest token; above it tokens are drawn from softmax(logits / temperature). A row
+        that has produced `eos_token_id` goes on with it; generation ends early when every row has. Dropout follows the
         model's mode: call `eval()` first.
 
         Raises:
@@ -197,13 +200,15 @@ class TransformerLM(nn.Module):
             return input_ids
         logits, state = self.prefill(input_ids, attention_mask)
         tokens = [_sample(logits, temperature, generator)]
+        ended = torch.zeros_like(tokens[0], dtype=torch.bool)
         while len(tokens) < max_new_tokens:
-            ended = eos_token_id is not None and tokens[-1] == eos_token_id
-            if eos_token_id is not None and bool(torch.as_tensor(ended).all()):
-                break
+            if eos_token_id is not None:
+                ended = tokens[-1] == eos_token_id
+                if bool(ended.all()):
+                    break
             logits, state = self.step(tokens[-1], state)
             token = _sample(logits, temperature, generator)
-            tokens.append(token if eos_token_id is None else token.masked_fill(ended, eos_token_id))
+            tokens.append(torch.where(ended, tokens[-1], token))
         return torch.cat([input_ids, torch.stack(tokens, dim=1).to(input_ids.dtype)], dim=1)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
@@ -240,7 +245,10 @@ class TransformerLM(nn.Module):
         return model.eval()
 
     def _encode(self, input_ids: Tensor) -> Tensor:
-        x, rotary = self._embed(input_ids), self._rotary(torch.arange(input_ids.shape[1], device=input_ids.device)[None])
+        x, rotary = (
+            self._embed(input_ids),
+            self._rotary(torch.arange(input_ids.shape[1], device=input_ids.device)[None]),
+        )
         for block in self.blocks:
             if self.gradient_checkpointing and self.training:
                 x = checkpoint(block, x, rotary, use_reentrant=False)
@@ -264,7 +272,9 @@ class TransformerLM(nn.Module):
                 f"{tuple(input_ids.shape)}; tokenise first, and add a batch axis with input_ids[None] if it is missing"
             )
         if input_ids.numel() == 0:
-            raise ValueError(f"input_ids must hold at least one row of one token, but has shape {tuple(input_ids.shape)}")
+            raise ValueError(
+                f"input_ids must hold at least one row of one token, but has shape {tuple(input_ids.shape)}"
+            )
         if attention_mask is not None and attention_mask.shape != input_ids.shape:
             raise ValueError(
                 f"attention_mask must have the shape of input_ids, {tuple(input_ids.shape)}, "
@@ -279,8 +289,8 @@ class TransformerLM(nn.Module):
         low, high = (int(value) for value in input_ids.aminmax())
         if low < 0 or high >= self.config.vocab_size:
             raise ValueError(
-                f"input_ids must lie in 0 … {self.config.vocab_size - 1}, the model's vocabulary, but range from {low} to "
-                f"{high}; use the tokenizer this model was made for, or set vocab_size"
+                f"input_ids must lie in 0 … {self.config.vocab_size - 1}, the model's vocabulary, but range from {low} "
+                f"to {high}; use the tokenizer this model was made for, or set vocab_size"
             )
         if attention_mask is None:
             return

@@ -1,17 +1,17 @@
 """Block sparse attention with block retrieval.
 
-A sequence of n tokens is cut into chunks of B tokens, numbered c = 0, 1, …. With head dimension p, the output of chunk c is
+A sequence of n tokens is cut into chunks of B tokens, numbered c = 0, 1, …. With head dimension p, chunk c's output is
 
     O_c = softmax(Q_c K_cᵀ / √p + causal mask) V_c + Q_c S_c                exact inside, retrieved from before
     S_c = Σ_{j < c} A_cj F_j,      F_j = K_jᵀ V_j / B                       one p × p state a chunk
     A_c = softmax over j < c of (R_c · H_j / √p)                            meta query against meta keys
 
-Causality fixes where each part may come from. F_j and the meta key H_j use chunk j alone; the meta query R_c uses tokens
-before chunk c, in practice its predecessor's last one; chunk 0 retrieves nothing; a chunk that the softmax reads exactly
-is not retrieved as well. Every state a later chunk can retrieve therefore belongs to a complete chunk.
+Causality fixes where each part may come from. F_j and the meta key H_j use chunk j alone; the meta query R_c uses
+tokens before chunk c, in practice its predecessor's last one; chunk 0 retrieves nothing; a chunk that the softmax reads
+exactly is not retrieved as well. Every state that a later chunk can retrieve therefore belongs to a complete chunk.
 
-The meta queries and keys are arguments, one row for each of the n // B complete chunks: `meta_q[…, c, :]` is R_{c+1}, the
-query that chunk c + 1 retrieves with, and `meta_k[…, c, :]` is H_c. Three options change the shape of the retrieval:
+The meta queries and keys are arguments, one row for each of the n // B complete chunks: `meta_q[…, c, :]` is R_{c+1},
+the query that chunk c + 1 retrieves with, and `meta_k[…, c, :]` is H_c. Three options change the retrieval:
 
 `local_chunks` = L: the softmax also reads the L − 1 chunks before its own, and retrieval begins behind them;
 `top_k`: only the `top_k` chunks that score highest share the weights;
@@ -125,22 +125,19 @@ def prefill(
 ) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
     """`attend`, and the state after the first `lengths` tokens of each row (all n of them by default).
 
-    `meta_k_sum` is the sum of the meta keys of the tokens in each row's open chunk: H is the mean over a chunk's tokens,
-    and `step` goes on summing.
+    `meta_k_sum` is the sum of the meta keys of the tokens in each row's open chunk: H is the mean over a chunk's
+    tokens, and `step` goes on summing.
     """
-    batch, heads, n, head_dim = q.shape
+    batch, heads, n, _ = q.shape
     if lengths is None:
         lengths = torch.full((batch,), n, device=q.device)
     out = attend(q, k, v, meta_q, meta_k, chunk_size, local_chunks, top_k, compress, expand)
     closed = n // chunk_size
-    # Row by row, the token that stands in each slot of the ring; slots not yet written point at token 0 and are never read.
+    # The token that stands in each slot of a row's ring; slots not yet written point at token 0 and are never read.
     held = _ring_tokens(lengths - 1, chunk_size * local_chunks).clamp(min=0)
-    window_k, window_v = (
-        x.gather(2, held[:, None, :, None].expand(-1, heads, -1, x.shape[-1])) for x in (k, v)
-    )
-    states = _chunk_states(
-        *(x[:, :, : closed * chunk_size].unflatten(2, (closed, chunk_size)) for x in (k, v)), compress
-    )
+    window_k, window_v = (x.gather(2, held[:, None, :, None].expand(-1, heads, -1, x.shape[-1])) for x in (k, v))
+    k, v = (x[:, :, : closed * chunk_size].unflatten(2, (closed, chunk_size)) for x in (k, v))
+    states = _chunk_states(k, v, compress)
     mixed = states.new_zeros(batch, heads, *states.shape[-2:])
     state = State(window_k, window_v, states, meta_k, meta_k_sum.clone(), mixed, lengths.clone())
     count = lengths // chunk_size
@@ -163,7 +160,7 @@ def step(
     compress: Float[Tensor, "heads head_dim state_dim"] | None = None,
     expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
-    """One token after `state`. `meta_q` and `meta_k` are this token's own; only a chunk's last token uses its meta query.
+    """One token after `state`. `meta_q` and `meta_k` are this token's own; only a chunk's last token uses its query.
 
     Time: O(window + head_dim · state_dim), whatever came before; closing a chunk, once in chunk_size tokens, also mixes
     the states anew.
@@ -186,7 +183,7 @@ def step(
 
 
 def _chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunks chunk_size dim"]:
-    """Cut into chunks, the last one padded with zeros: they stand after every real token, so none of those reads them."""
+    """Cut into chunks, the last one padded with zeros: they stand after every real token, so none of them reads it."""
     missing = -x.shape[2] % chunk_size
     if missing:
         x = F.pad(x, (0, 0, 0, missing))
@@ -210,7 +207,7 @@ def _mix(
     states: Float[Tensor, "batch heads chunks head_dim state_dim"],
     top_k: int | None,
 ) -> Float[Tensor, "batch heads chunks head_dim state_dim"]:
-    """S: row c is the mix of states 0 … c. One chunk is one row here, so this is causal attention of chunks to chunks."""
+    """S: row c is the mix of states 0 … c. A row is a chunk here, so this is causal attention of chunks."""
     chunks = meta_q.shape[2]
     scores = meta_q @ meta_k.transpose(-1, -2) / math.sqrt(meta_q.shape[-1])
     later = torch.ones(chunks, chunks, dtype=torch.bool, device=scores.device).triu(1)
@@ -245,7 +242,9 @@ def _weigh(
     weights = best.softmax(-1)[..., None]
     mixed = torch.zeros((), dtype=flat.dtype, device=flat.device)
     for rank in range(top_k):  # gathering rank by rank keeps memory at one state a row
-        mixed = mixed + weights[..., rank, :] * flat.gather(2, chosen[..., rank, None].expand(-1, -1, -1, flat.shape[-1]))
+        mixed = mixed + weights[..., rank, :] * flat.gather(
+            2, chosen[..., rank, None].expand(-1, -1, -1, flat.shape[-1])
+        )
     return mixed.unflatten(-1, states.shape[-2:])
 
 
@@ -258,8 +257,7 @@ def _local(
     """Exact causal attention to the own chunk and the `local_chunks` − 1 before it."""
     batch, heads, chunks, chunk_size, _ = q.shape
     if local_chunks == 1:
-        flat = (x.flatten(0, 2)[:, None] for x in (q, k, v))
-        return F.scaled_dot_product_attention(*flat, is_causal=True).reshape(q.shape)
+        return standard.attend(*(x.flatten(0, 2)[:, None] for x in (q, k, v))).reshape(q.shape)
     k, v = (_windows(x, local_chunks).flatten(0, 2)[:, None] for x in (k, v))
     mask = _window_mask(chunks, chunk_size, local_chunks, q.device)
     mask = mask.expand(batch * heads, -1, -1, -1).flatten(0, 1)[:, None]
