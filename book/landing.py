@@ -1,0 +1,105 @@
+"""What the landing page shows of the results: cards with one number each, and a small drawing of two curves."""
+
+import math
+from collections.abc import Callable
+
+import pandas as pd
+
+from bsbr.figures import MECHANISM_COLOURS, number
+from bsbr.results import Result, ResultError, load, only
+
+
+def load_if_there(experiment: str) -> Result | None:
+    """A published result, or None where it has not been measured yet."""
+    try:
+        return load(experiment)
+    except ResultError:
+        return None
+
+
+def speed_cards(experiment: str, result: Result | None) -> str:
+    """How much faster BSBR reads a long text, and how its time grows."""
+    if result is None:
+        return missing(experiment, "speed of BSBR against standard attention")
+    speedup = result.select("speedup", phase="prefill", mechanism="bsbr").sort_values("n").iloc[-1]
+    growth = only(result.table, "exponent", phase="prefill", mechanism="bsbr")
+    faster = f"as fast as standard attention, reading {speedup['n']:,} tokens"
+    return card(experiment, f"{number(speedup['value'], 2)} ×", faster, interval(speedup)) + card(
+        experiment, f"n<sup>{number(growth['value'])}</sup>", "growth of its time with length n", interval(growth)
+    )
+
+
+def quality_cards(experiment: str, result: Result | None) -> str:
+    """What conversion costs a pretrained model, in the rung that keeps most of it."""
+    if result is None:
+        return missing(experiment, "what a converted pretrained model keeps")
+    perplexity = result.select("perplexity_ratio").sort_values("value").iloc[0]
+    agreement = only(result.table, "top_1_agreement", rung=perplexity["rung"], n=perplexity["n"])
+    relative = "perplexity of a converted model, relative to the original"
+    return card(experiment, f"{number(perplexity['value'])} ×", relative, interval(perplexity)) + card(
+        experiment, f"{number(agreement['value'], 2)} %", "of next tokens stay its first choice", interval(agreement)
+    )
+
+
+def missing(experiment: str, label: str) -> str:
+    return card(experiment, "not measured yet", label, kind="card-number missing")
+
+
+def card(experiment: str, value: str, label: str, detail: str = "", kind: str = "card-number") -> str:
+    """One number with what it says and its interval, as a link to the page that measured it."""
+    small = f'<span class="interval">{detail}</span>' if detail else ""
+    return (
+        f'<a class="{kind}" href="../notebooks/{experiment}.html"><span class="value">{value}</span>'
+        f'<span class="label">{label}</span>{small}</a>'
+    )
+
+
+def interval(row: pd.Series) -> str:
+    """A row's 95 % interval in words, or nothing where it has none."""
+    return "" if pd.isna(row["low"]) else f"95 %: {number(row['low'])} – {number(row['high'])}"
+
+
+# -- A small chart --------------------------------------------------------------------------------
+
+WIDTH, HEIGHT, LEFT, BOTTOM, TOP, RIGHT = 500, 290, 62, 42, 14, 78
+
+
+def curves(rows: pd.DataFrame, x: str, x_title: str, y_title: str) -> str:
+    """A line a mechanism on logarithmic axes, as SVG in the page's own colours."""
+    rows = rows[rows["status"] == "ok"]
+    along, up = scale(rows[x], LEFT, WIDTH - RIGHT), scale(rows["value"], HEIGHT - BOTTOM, TOP)
+    lines = "".join(
+        curve(str(name), [(along(r[x]), up(r["value"])) for _, r in part.sort_values(x).iterrows()])
+        for name, part in rows.groupby("mechanism", sort=False)
+    )
+    ticks = [n for i, n in enumerate(sorted(rows[x].unique(), reverse=True)) if i % 2 == 0]
+    marks = "".join(text(along(n), HEIGHT - BOTTOM + 18, f"{int(n):,}", "middle") for n in ticks)
+    powers = range(math.ceil(math.log10(rows["value"].min())), math.floor(math.log10(rows["value"].max())) + 1)
+    grid = "".join(
+        f'<path d="M{LEFT} {up(10.0**p):.1f}H{WIDTH - RIGHT}" stroke="currentColor" stroke-opacity="0.15"/>'
+        + text(LEFT - 8, up(10.0**p) + 4, f"{10.0**p:g} s", "end")
+        for p in powers
+    )
+    titles = text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 4, x_title, "middle")
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{y_title}" '
+        f'font-family="system-ui, sans-serif" font-size="13" fill="currentColor">{grid}{marks}{titles}{lines}</svg>'
+    )
+
+
+def scale(values: pd.Series, start: float, end: float) -> Callable[[float], float]:
+    low, high = math.log(values.min()), math.log(values.max())
+    return lambda value: start + (end - start) * (math.log(value) - low) / (high - low)
+
+
+def curve(name: str, points: list[tuple[float, float]]) -> str:
+    colour = MECHANISM_COLOURS[name]
+    path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+    dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in points)
+    x, y = points[-1]
+    label = f'<text x="{x + 9:.1f}" y="{y + 4:.1f}" font-weight="600" fill="{colour}">{name}</text>'
+    return f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>{dots}{label}'
+
+
+def text(x: float, y: float, content: str, anchor: str) -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill-opacity="0.75">{content}</text>'
