@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -244,16 +245,16 @@ class TransformerLM(nn.Module):
         model.load_state_dict(tensors)
         return model.eval()
 
-    def _encode(self, input_ids: Tensor) -> Tensor:
-        x, rotary = (
-            self._embed(input_ids),
-            self._rotary(torch.arange(input_ids.shape[1], device=input_ids.device)[None]),
-        )
+    def _encode(self, input_ids: Tensor, start: int = 0, layer: Callable[..., Tensor] | None = None) -> Tensor:
+        """`start` is the first token's position; `layer(block, x, rotary)` stands in for `block(x, rotary)`."""
+        positions = torch.arange(start, start + input_ids.shape[1], device=input_ids.device)
+        x, rotary = self._embed(input_ids), self._rotary(positions[None])
         for block in self.blocks:
+            run = block if layer is None else partial(layer, block)
             if self.gradient_checkpointing and self.training:
-                x = checkpoint(block, x, rotary, use_reentrant=False)
+                x = checkpoint(run, x, rotary, use_reentrant=False)
             else:
-                x = block(x, rotary)
+                x = run(x, rotary)
         return self.norm(x)
 
     def _embed(self, input_ids: Tensor) -> Tensor:

@@ -99,14 +99,11 @@ def attend(
     n = q.shape[2]
     if n <= chunk_size * local_chunks:
         return standard.attend(q, k, v)
-    q, k, v = (_chunks(x, chunk_size) for x in (q, k, v))
+    q, k, v = (split_chunks(x, chunk_size) for x in (q, k, v))
     retrieving = q.shape[2] - local_chunks
-    states = _chunk_states(k[:, :, :retrieving], v[:, :, :retrieving], compress)
-    mixed = _mix(meta_q[:, :, local_chunks - 1 :][:, :, :retrieving], meta_k[:, :, :retrieving], states, top_k)
-    # Chunks that retrieve nothing get a state of zeros: one batched product then serves all.
-    mixed = F.pad(mixed, (0, 0, 0, 0, local_chunks, 0))
-    retrieved = q @ mixed if expand is None else (q @ mixed) @ expand[:, None]
-    return (_local(q, k, v, local_chunks) + retrieved).flatten(2, 3)[:, :, :n]
+    states = chunk_states(k[:, :, :retrieving], v[:, :, :retrieving], compress)
+    mixed = mix(meta_q[:, :, local_chunks - 1 :][:, :, :retrieving], meta_k[:, :, :retrieving], states, top_k)
+    return read(q, k, v, mixed, local_chunks, expand).flatten(2, 3)[:, :, :n]
 
 
 def prefill(
@@ -137,7 +134,7 @@ def prefill(
     held = _ring_tokens(lengths - 1, chunk_size * local_chunks).clamp(min=0)
     window_k, window_v = (x.gather(2, held[:, None, :, None].expand(-1, heads, -1, x.shape[-1])) for x in (k, v))
     k, v = (x[:, :, : closed * chunk_size].unflatten(2, (closed, chunk_size)) for x in (k, v))
-    states = _chunk_states(k, v, compress)
+    states = chunk_states(k, v, compress)
     mixed = states.new_zeros(batch, heads, *states.shape[-2:])
     state = State(window_k, window_v, states, meta_k, meta_k_sum.clone(), mixed, lengths.clone())
     count = lengths // chunk_size
@@ -182,7 +179,7 @@ def step(
     return out[:, :, 0], state
 
 
-def _chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunks chunk_size dim"]:
+def split_chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunks chunk_size dim"]:
     """Cut into chunks, the last one padded with zeros: they stand after every real token, so none of them reads it."""
     missing = -x.shape[2] % chunk_size
     if missing:
@@ -190,7 +187,7 @@ def _chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunks chu
     return x.unflatten(2, (-1, chunk_size))
 
 
-def _chunk_states(
+def chunk_states(
     k: Float[Tensor, "batch heads chunks chunk_size head_dim"],
     v: Float[Tensor, "batch heads chunks chunk_size head_dim"],
     compress: Float[Tensor, "heads head_dim state_dim"] | None,
@@ -201,17 +198,38 @@ def _chunk_states(
     return k.transpose(-1, -2) @ v / k.shape[-2]
 
 
-def _mix(
-    meta_q: Float[Tensor, "batch heads chunks head_dim"],
+def mix(
+    meta_q: Float[Tensor, "batch heads rows head_dim"],
     meta_k: Float[Tensor, "batch heads chunks head_dim"],
     states: Float[Tensor, "batch heads chunks head_dim state_dim"],
     top_k: int | None,
-) -> Float[Tensor, "batch heads chunks head_dim state_dim"]:
-    """S: row c is the mix of states 0 … c. A row is a chunk here, so this is causal attention of chunks."""
-    chunks = meta_q.shape[2]
+) -> Float[Tensor, "batch heads rows head_dim state_dim"]:
+    """S for the last `rows` chunks that retrieve: the last row mixes all states, each row before it one fewer.
+
+    A row is a chunk here, so this is causal attention of chunks.
+    """
+    rows, chunks = meta_q.shape[2], meta_k.shape[2]
     scores = meta_q @ meta_k.transpose(-1, -2) / math.sqrt(meta_q.shape[-1])
-    later = torch.ones(chunks, chunks, dtype=torch.bool, device=scores.device).triu(1)
+    later = torch.ones(rows, chunks, dtype=torch.bool, device=scores.device).triu(1 + chunks - rows)
     return _weigh(scores.masked_fill(later, -math.inf), states, top_k)
+
+
+def read(
+    q: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    k: Float[Tensor, "batch heads known chunk_size head_dim"],
+    v: Float[Tensor, "batch heads known chunk_size head_dim"],
+    mixed: Float[Tensor, "batch heads rows head_dim state_dim"],
+    local_chunks: int,
+    expand: Float[Tensor, "heads state_dim head_dim"] | None,
+) -> Float[Tensor, "batch heads chunks chunk_size head_dim"]:
+    """O: what each chunk reads exactly and, in the last `rows` of them, from the mixed states.
+
+    `k` and `v` may begin up to `local_chunks` − 1 chunks before `q`; they end with the same chunk.
+    """
+    # Chunks that retrieve nothing get a state of zeros: one batched product then serves all.
+    mixed = F.pad(mixed, (0, 0, 0, 0, q.shape[2] - mixed.shape[2], 0))
+    retrieved = q @ mixed if expand is None else (q @ mixed) @ expand[:, None]
+    return _local(q, k, v, local_chunks) + retrieved
 
 
 def _retrieve(
@@ -250,37 +268,37 @@ def _weigh(
 
 def _local(
     q: Float[Tensor, "batch heads chunks chunk_size head_dim"],
-    k: Float[Tensor, "batch heads chunks chunk_size head_dim"],
-    v: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    k: Float[Tensor, "batch heads known chunk_size head_dim"],
+    v: Float[Tensor, "batch heads known chunk_size head_dim"],
     local_chunks: int,
 ) -> Float[Tensor, "batch heads chunks chunk_size head_dim"]:
     """Exact causal attention to the own chunk and the `local_chunks` − 1 before it."""
     batch, heads, chunks, chunk_size, _ = q.shape
     if local_chunks == 1:
         return standard.attend(*(x.flatten(0, 2)[:, None] for x in (q, k, v))).reshape(q.shape)
-    k, v = (_windows(x, local_chunks).flatten(0, 2)[:, None] for x in (k, v))
-    mask = _window_mask(chunks, chunk_size, local_chunks, q.device)
+    missing = chunks + local_chunks - 1 - k.shape[2]  # chunks of the first windows that lie before the sequence
+    k, v = (_windows(x, chunks, local_chunks).flatten(0, 2)[:, None] for x in (k, v))
+    mask = _window_mask(chunks, missing, chunk_size, local_chunks, q.device)
     mask = mask.expand(batch * heads, -1, -1, -1).flatten(0, 1)[:, None]
     return F.scaled_dot_product_attention(q.flatten(0, 2)[:, None], k, v, attn_mask=mask).reshape(q.shape)
 
 
 def _windows(
-    x: Float[Tensor, "batch heads chunks chunk_size head_dim"], local_chunks: int
+    x: Float[Tensor, "batch heads known chunk_size head_dim"], chunks: int, local_chunks: int
 ) -> Float[Tensor, "batch heads chunks window head_dim"]:
-    """Each chunk behind the `local_chunks` − 1 before it; zeros where there are none."""
-    chunks = x.shape[2]
-    padded = F.pad(x, (0, 0, 0, 0, local_chunks - 1, 0))
+    """Each of the last `chunks` behind the `local_chunks` − 1 before it; zeros where there are none."""
+    padded = F.pad(x, (0, 0, 0, 0, chunks + local_chunks - 1 - x.shape[2], 0))
     return torch.cat([padded[:, :, i : i + chunks] for i in range(local_chunks)], dim=3)
 
 
 def _window_mask(
-    chunks: int, chunk_size: int, local_chunks: int, device: torch.device
+    chunks: int, missing: int, chunk_size: int, local_chunks: int, device: torch.device
 ) -> Bool[Tensor, "chunks chunk_size window"]:
     """True where a token of a chunk reads a token of its window: not later, and not before the sequence begins."""
     window = chunk_size * local_chunks
     behind = window - chunk_size
     token, slot = torch.arange(chunk_size, device=device), torch.arange(window, device=device)
-    start = torch.arange(chunks, device=device) * chunk_size - behind
+    start = (torch.arange(chunks, device=device) - missing) * chunk_size
     return (slot <= token[:, None] + behind) & (slot + start[:, None, None] >= 0)
 
 
@@ -309,7 +327,7 @@ def _close_chunks(
         )
     part = closed % local_chunks
     keys, values = (x.unflatten(2, (local_chunks, chunk_size))[closing, :, part] for x in (state.k, state.v))
-    state.states[closing, :, closed] = _chunk_states(keys[:, :, None], values[:, :, None], compress)[:, :, 0]
+    state.states[closing, :, closed] = chunk_states(keys[:, :, None], values[:, :, None], compress)[:, :, 0]
     state.meta_k[closing, :, closed] = state.meta_k_sum[closing] / chunk_size
     state.meta_k_sum[closing] = 0
     state.mixed[closing] = _retrieve(
