@@ -9,11 +9,11 @@ import os
 from collections.abc import Hashable, Sequence
 from numbers import Integral, Real
 from pathlib import PurePosixPath
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 import plotly.graph_objects as go
-from IPython.display import HTML, Markdown, display
+from IPython.display import HTML, DisplayHandle, Markdown, display
 
 from bsbr.metrics import metric
 from bsbr.results import Result
@@ -138,15 +138,30 @@ def axis_toggle(fig: go.Figure) -> go.Figure:
     return fig.update_layout(updatemenus=[{"buttons": buttons, "pad": {"t": 0, "b": 2}, **place}])
 
 
-def show(fig: go.Figure, name: str = "chart") -> None:
+def show(fig: go.Figure, name: str = "chart", place: DisplayHandle | None = None) -> None:
     """Display a chart so that both JupyterLab (as JSON) and the built site (as HTML, plotly.js apart) draw it.
 
-    `name` becomes part of the element's id; it must differ among the charts of a page.
+    `name` becomes part of the element's id; it must differ among the charts of a page. With a `place` that was
+    reserved further up, the chart appears there.
     """
     config = {"responsive": True, "displaylogo": False}
     markup = fig.to_html(full_html=False, include_plotlyjs=False, div_id=f"chart-{name}", config=config)
     description = {**json.loads(fig.to_json()), "config": config}
-    display({"application/vnd.plotly.v1+json": description, "text/html": markup}, raw=True)
+    bundle = {"application/vnd.plotly.v1+json": description, "text/html": markup}
+    if place is None:
+        display(bundle, raw=True)
+    else:
+        place.update(bundle, raw=True)
+
+
+def reserve(what: str) -> DisplayHandle:
+    """Keep a place on the page for an answer or a chart that comes of cells further down.
+
+    So a notebook opens with its answer and is still measured from top to bottom. Fill it with `say` or `show`.
+    """
+    return cast(
+        DisplayHandle, display(Markdown(f"*The {what} appears here when the cells below have run.*"), display_id=True)
+    )
 
 
 def axis_title(rows: pd.DataFrame) -> str:
@@ -235,9 +250,12 @@ def _is_number(value: Any) -> bool:
     return value is pd.NA or value is None or (isinstance(value, Real) and not isinstance(value, bool))
 
 
-def say(text: str) -> None:
-    """Display Markdown: how prose gets its numbers from a table, in a cell tagged `remove-input`."""
-    display(Markdown(text))
+def say(text: str, place: DisplayHandle | None = None) -> None:
+    """Display Markdown, in a reserved place if one is given: how prose gets its numbers from a table."""
+    if place is None:
+        display(Markdown(text))
+    else:
+        place.update(Markdown(text))
 
 
 def show_provenance(result: Result, page_folder: str | None = None) -> None:

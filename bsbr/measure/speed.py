@@ -56,6 +56,16 @@ def ratio(numerator: Samples, denominator: Samples) -> Estimate:
     return median(numerator / denominator)
 
 
+def clone(state: Any) -> Any:
+    """A copy of a decoding state (nested tuples of tensors): a step may reuse the memory of the one it is given."""
+    if isinstance(state, torch.Tensor):
+        return state.clone()
+    if isinstance(state, tuple):
+        parts = [clone(part) for part in state]
+        return type(state)(*parts) if hasattr(state, "_fields") else tuple(parts)
+    return state
+
+
 def interleave(
     tasks: Mapping[str, Task | Callable[[], object]],
     *,
