@@ -1,0 +1,218 @@
+"""Bytes that sequence-parallel attention sends: our form, and softmax attention by all-gather and by ring beside it.
+
+The bytes are read from the kernel's own counters of each TCP connection, so they are what went through the network,
+whatever the collectives do inside.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from bsbr import parallel
+from bsbr.parallel import Layout, Need
+
+# -- Processes ------------------------------------------------------------------------------------
+
+
+def launch(ranks: int, function: Callable[..., Any], *arguments: Any) -> list[Any]:
+    """Call `function(*arguments)` on `ranks` new processes, one thread each, joined by gloo; what each returned.
+
+    `function` must be importable by name. An exception on any rank ends all of them and is raised here.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(_run_rank, args=(ranks, folder, function, arguments), nprocs=ranks)
+        return [pickle.loads(Path(folder, str(rank)).read_bytes()) for rank in range(ranks)]
+
+
+def _run_rank(rank: int, ranks: int, folder: str, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    result = function(*arguments)
+    Path(folder, str(rank)).write_bytes(pickle.dumps(result))
+    dist.barrier()  # a rank that left early would close connections that others still use
+    dist.destroy_process_group()
+
+
+# -- Bytes ----------------------------------------------------------------------------------------
+
+
+class _Connection(NamedTuple):
+    """What Linux says of one TCP connection: fields of `struct tcp_info` in linux/tcp.h."""
+
+    state: int
+    packets_in_flight: int
+    bytes_acked: int
+    bytes_waiting: int
+
+
+def bytes_sent() -> int:
+    """Bytes that this process has sent through its open TCP connections; counted once if they were sent again.
+
+    Waits until the other sides have confirmed all of them. Headers of TCP itself are not counted.
+
+    Raises:
+        NotImplementedError: the system is not Linux, whose kernel counts them.
+        TimeoutError: the other sides have confirmed nothing for ten seconds.
+    """
+    deadline = time.monotonic() + 10
+    while True:
+        connections = [connection for connection in _connections() if connection.state == 1]  # established
+        if not any(connection.packets_in_flight or connection.bytes_waiting for connection in connections):
+            return sum(connection.bytes_acked for connection in connections)
+        if time.monotonic() > deadline:
+            raise TimeoutError("bytes that were sent have not been confirmed within ten seconds")
+        time.sleep(0.001)
+
+
+def _connections() -> Iterator[_Connection]:
+    if not hasattr(socket, "TCP_INFO"):
+        raise NotImplementedError("bytes sent are counted by Linux; this system has no TCP_INFO")
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as connection:
+                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 152)
+        except OSError:  # no socket, or none of TCP
+            continue
+        (state,), (in_flight,) = struct.unpack_from("B", info, 0), struct.unpack_from("I", info, 24)
+        (acked,), (waiting,) = struct.unpack_from("Q", info, 120), struct.unpack_from("I", info, 144)
+        yield _Connection(state, in_flight, acked, waiting)
+
+
+# -- What ours is compared with -------------------------------------------------------------------
+# Exact softmax attention of a slice, by the ways that long sequences are usually shared out. Slices are of one length.
+
+
+def gather_attention(
+    q: Float[Tensor, "batch heads own_n head_dim"],
+    k: Float[Tensor, "batch heads own_n head_dim"],
+    v: Float[Tensor, "batch heads own_n head_dim"],
+    layout: Layout,
+) -> Float[Tensor, "batch heads own_n head_dim"]:
+    """Each rank gets all keys and values by one all-gather; in the backward pass, each gets its gradients' sum."""
+    k, v = _AllGather.apply(layout, torch.stack([k, v])).flatten(3, 4)
+    return _exact(q, k, v, layout)
+
+
+def earlier_attention(
+    q: Float[Tensor, "batch heads own_n head_dim"],
+    k: Float[Tensor, "batch heads own_n head_dim"],
+    v: Float[Tensor, "batch heads own_n head_dim"],
+    layout: Layout,
+) -> Float[Tensor, "batch heads own_n head_dim"]:
+    """Each rank gets the keys and values of earlier ranks only, as `bsbr.parallel` sends its states."""
+    k, v = parallel.with_earlier(layout, [(k, Need(1, None)), (v, Need(1, None))])
+    return _exact(q, k, v, layout)
+
+
+def ring_attention(
+    q: Float[Tensor, "batch heads own_n head_dim"],
+    k: Float[Tensor, "batch heads own_n head_dim"],
+    v: Float[Tensor, "batch heads own_n head_dim"],
+    layout: Layout,
+) -> Float[Tensor, "batch heads own_n head_dim"]:
+    """Keys and values travel round the ring of ranks, and a rank reads each block as it passes (Liu et al. 2023,
+    "Ring Attention with Blockwise Transformers for Near-Infinite Context", algorithm 1).
+
+    The blocks that passed are kept for the backward pass, which therefore sends gradients only. The paper's version
+    keeps none and sends the blocks round again, so it sends more than this one.
+    """
+    ranks, own_n = len(layout.lengths), q.shape[2]
+    position = torch.arange(own_n, device=q.device)
+    highest = q.new_full((*q.shape[:3], 1), -math.inf)
+    total, out = torch.zeros_like(highest), torch.zeros_like(q)
+    for hop in range(ranks):
+        if hop > 0:
+            k, v = _PassOn.apply(layout, torch.stack([k, v]))
+        offset = ((layout.rank - hop) % ranks - layout.rank) * own_n
+        scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(
+            position + offset > position[:, None], -math.inf
+        )
+        # The first block is the rank's own, so `highest` is finite from then on.
+        higher = torch.maximum(highest, scores.amax(-1, keepdim=True)).detach()
+        weights, fade = (scores - higher).exp(), (highest - higher).exp()
+        total, out = total * fade + weights.sum(-1, keepdim=True), out * fade + weights @ v
+        highest = higher
+    return out / total
+
+
+def _exact(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    position = torch.arange(k.shape[2], device=q.device)
+    read = position <= position[layout.start : layout.start + q.shape[2], None]
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=read)
+
+
+class _AllGather(torch.autograd.Function):
+    """(2, batch, heads, own_n, head_dim) to (2, batch, heads, ranks, own_n, head_dim)."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, own: Tensor) -> Tensor:
+        ctx.layout = layout
+        every = [torch.empty_like(own) for _ in layout.lengths]
+        dist.all_gather(every, own.contiguous(), group=layout.group)
+        return torch.stack(every, dim=3)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        # gloo's reduce_scatter sends twice what it needs to; sending each rank its own part is the least there is.
+        layout, parts = ctx.layout, gradient.unbind(3)
+        others = [rank for rank in range(len(parts)) if rank != layout.rank]
+        theirs = [torch.empty_like(parts[0], memory_format=torch.contiguous_format) for _ in others]
+        parallel.exchange(layout.group, [(r, parts[r]) for r in others], list(zip(others, theirs, strict=True)))
+        return None, sum(theirs, parts[layout.rank])
+
+
+class _PassOn(torch.autograd.Function):
+    """The block of the rank before; its gradient goes back there."""
+
+    @staticmethod
+    def forward(ctx: Any, layout: Layout, own: Tensor) -> Tensor:
+        ctx.layout = layout
+        return _pass(layout, own, 1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
+        return None, _pass(ctx.layout, gradient, -1)
+
+
+def _pass(layout: Layout, own: Tensor, step: int) -> Tensor:
+    ranks = len(layout.lengths)
+    received = torch.empty_like(own, memory_format=torch.contiguous_format)
+    source, target = (layout.rank - step) % ranks, (layout.rank + step) % ranks
+    parallel.exchange(layout.group, [(target, own)], [(source, received)])
+    return received
+
+
+# -- Measuring ------------------------------------------------------------------------------------
+
+
+def bytes_per_layer(
+    n: int, methods: dict[str, dict[str, Any]], *, batch: int, num_heads: int, head_dim: int, chunk_size: int, seed: int
+) -> dict[str, tuple[int, int]]:
+    """Bytes that this rank sends for one layer of each method, forward and backward, in float32.
+
+    `methods` maps a name to the options of `bsbr.parallel.attend`, or to nothing for the three above.
+    """
+    sent = {}
+    for name, options in methods.items():
+        for length in (chunk_size * dist.get_world_size(), n):  # the first call opens connections; it is not counted
+            sent[name] = _forward_and_backward(name, length, options, batch, num_heads, head_dim, chunk_size, seed)
+    return sent
