@@ -1,72 +1,70 @@
-"""What there is to run. Every session sets itself up in one shared environment, and `nox -l` lists them."""
+"""What there is to run: `nox -l` lists it. All sessions share one environment, which the first one sets up."""
 
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from pathlib import Path
 
 import nox
 
-nox.needs_version = ">=2024.4"
-nox.options.default_venv_backend = "venv"
-nox.options.reuse_venv = "yes"
 nox.options.sessions = ["lint", "tests"]
+nox.options.default_venv_backend = "none"  # nox would make one environment a session, each with its own PyTorch
 
-HERE = Path(__file__).parent
-SHARED = ".nox/bsbr"
+ENVIRONMENT = Path(".nox", "bsbr")
+SCRIPTS = ENVIRONMENT / ("Scripts" if os.name == "nt" else "bin")
 
 
-def install(session: nox.Session) -> None:
-    """The pinned packages and this one, installed again only if the pins have changed."""
-    stamp = HERE / SHARED / "installed.sha256"
-    wanted = hashlib.sha256((HERE / "requirements.txt").read_bytes()).hexdigest()
+def run(session: nox.Session, command: str, *arguments: str) -> None:
+    """Run a command of the shared environment, which is made, or brought to what requirements.txt pins, if need be."""
+    stamp = ENVIRONMENT / "installed.sha256"
+    wanted = hashlib.sha256(Path("requirements.txt").read_bytes() + sys.version.encode()).hexdigest()
     if not stamp.exists() or stamp.read_text() != wanted:
-        session.log("installing what requirements.txt pins; this is the longest step of a first run")
-        session.install("--requirement", "requirements.txt", silent=False)
-        session.install("--no-deps", "--no-build-isolation", "--editable", ".")
+        session.log("Installing what requirements.txt pins: on a first run this takes some minutes.")
+        session.run(sys.executable, "-m", "venv", "--clear", str(ENVIRONMENT))
+        pip = [str(SCRIPTS / "python"), "-m", "pip", "--disable-pip-version-check", "install", "--progress-bar=off"]
+        session.run(*pip, "--requirement", "requirements.txt")
+        session.run(*pip, "--no-deps", "--no-build-isolation", "--editable", ".")
         stamp.write_text(wanted)
+    path = os.pathsep.join([str(SCRIPTS.resolve()), os.environ["PATH"]])
+    session.run(str(SCRIPTS / command), *arguments, env={"PATH": path, "VIRTUAL_ENV": str(ENVIRONMENT.resolve())})
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def reproduce(session: nox.Session) -> None:
     """Run the experiments, build the book, and report each published number beside this machine's."""
-    install(session)
-    session.run("python", "notebooks/reproduce.py", *session.posargs)
+    run(session, "python", "notebooks/reproduce.py", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def book(session: nox.Session) -> None:
     """Build the book from the published results, without measuring."""
-    install(session)
-    session.run("python", "notebooks/reproduce.py", "--only-book")
+    run(session, "python", "notebooks/reproduce.py", "--only-book")
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def tests(session: nox.Session) -> None:
     """Run the unit tests, both notebooks at a tiny size, a build of the book, and a browser over its pages."""
-    install(session)
-    session.run("python", "-m", "pytest", *session.posargs)
+    run(session, "python", "-m", "pytest", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def lint(session: nox.Session) -> None:
     """Check style, formatting and types, and change nothing."""
-    install(session)
-    session.run("ruff", "check")
-    session.run("ruff", "format", "--check")
-    session.run("mypy")
+    run(session, "ruff", "check")
+    run(session, "ruff", "format", "--check")
+    run(session, "mypy")
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def lab(session: nox.Session) -> None:
     """Open JupyterLab on the experiments; saving a notebook keeps its .py twin in step."""
-    install(session)
-    session.run("jupytext", "--sync", *sorted(str(path) for path in Path("notebooks").glob("*/*.py")))
-    session.run("jupyter", "lab", "notebooks", *session.posargs)
+    run(session, "jupytext", "--sync", *sorted(str(path) for path in Path("notebooks").glob("*/*.py")))
+    run(session, "jupyter", "lab", "notebooks", *session.posargs)
 
 
-@nox.session(venv_location=SHARED)
+@nox.session
 def bench(session: nox.Session) -> None:
     """Time BSBR against standard attention and hold the ratios against what the project aims at."""
-    install(session)
-    session.run("python", "-m", "bsbr.measure.bench", *session.posargs)
+    run(session, "python", "-m", "bsbr.measure.bench", *session.posargs)
