@@ -84,12 +84,13 @@ def bytes_sent() -> int:
 def _connections() -> Iterator[_Connection]:
     if not hasattr(socket, "TCP_INFO"):
         raise NotImplementedError("bytes sent are counted by Linux; this system has no TCP_INFO")
-    for name in os.listdir("/proc/self/fd"):
-        try:
-            with socket.socket(fileno=os.dup(int(name))) as connection:
-                info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 152)
-        except OSError:  # no socket, or none of TCP
+    for path in Path("/proc/self/fd").iterdir():
+        if not path.is_socket():
             continue
+        with socket.socket(fileno=os.dup(int(path.name))) as connection:
+            if connection.type != socket.SOCK_STREAM or connection.family == socket.AF_UNIX:
+                continue
+            info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 152)
         (state,), (in_flight,) = struct.unpack_from("B", info, 0), struct.unpack_from("I", info, 24)
         (acked,), (waiting,) = struct.unpack_from("Q", info, 120), struct.unpack_from("I", info, 144)
         yield _Connection(state, in_flight, acked, waiting)
@@ -203,16 +204,67 @@ def _pass(layout: Layout, own: Tensor, step: int) -> Tensor:
 
 # -- Measuring ------------------------------------------------------------------------------------
 
+SOFTMAX = {"all_gather": gather_attention, "ring": ring_attention, "earlier": earlier_attention}
 
-def bytes_per_layer(
-    n: int, methods: dict[str, dict[str, Any]], *, batch: int, num_heads: int, head_dim: int, chunk_size: int, seed: int
-) -> dict[str, tuple[int, int]]:
-    """Bytes that this rank sends for one layer of each method, forward and backward, in float32.
 
-    `methods` maps a name to the options of `bsbr.parallel.attend`, or to nothing for the three above.
+class Sizes(NamedTuple):
+    """What a layer's attention works on, in float32."""
+
+    batch: int
+    num_heads: int
+    head_dim: int
+    chunk_size: int
+
+
+def bytes_per_layer(n: int, methods: dict[str, dict[str, Any]], sizes: Sizes, seed: int) -> dict[str, tuple[int, int]]:
+    """Bytes that this rank sends for one layer of n tokens by each method: in the forward and in the backward pass.
+
+    `methods` gives a name to `compression_factor` and other options of `bsbr.parallel.attend`; the names in `SOFTMAX`
+    have no options.
     """
     sent = {}
     for name, options in methods.items():
-        for length in (chunk_size * dist.get_world_size(), n):  # the first call opens connections; it is not counted
-            sent[name] = _forward_and_backward(name, length, options, batch, num_heads, head_dim, chunk_size, seed)
+        for length in (sizes.chunk_size * dist.get_world_size(), n):  # the first opens connections and is forgotten
+            forward = _softmax(name, length, sizes, seed) if name in SOFTMAX else _bsbr(options, length, sizes, seed)
+            sent[name] = _count(forward)
     return sent
+
+
+def _count(forward: Callable[[], Tensor]) -> tuple[int, int]:
+    dist.barrier()
+    before = bytes_sent()
+    out = forward()
+    between = bytes_sent()
+    out.square().sum().backward()
+    return between - before, bytes_sent() - between
+
+
+def _softmax(name: str, n: int, sizes: Sizes, seed: int) -> Callable[[], Tensor]:
+    layout, draw = _slice(n, sizes, seed)
+    q, k, v = (draw(layout.lengths[layout.rank]) for _ in range(3))
+    return lambda: SOFTMAX[name](q, k, v, layout)
+
+
+def _bsbr(options: dict[str, Any], n: int, sizes: Sizes, seed: int) -> Callable[[], Tensor]:
+    layout, draw = _slice(n, sizes, seed)
+    own_n = layout.lengths[layout.rank]
+    q, k, v = (draw(own_n) for _ in range(3))
+    meta_q, meta_k = (draw(own_n // sizes.chunk_size) for _ in range(2))
+    options = dict(options)
+    factor = options.pop("compression_factor", None)
+    if factor is not None:
+        shape = sizes.num_heads, sizes.head_dim, sizes.head_dim // factor
+        options |= {"compress": torch.randn(shape), "expand": torch.randn(shape).transpose(1, 2)}
+    return lambda: parallel.attend(q, k, v, meta_q, meta_k, layout, sizes.chunk_size, **options)
+
+
+def _slice(n: int, sizes: Sizes, seed: int) -> tuple[Layout, Callable[[int], Tensor]]:
+    """This rank's place, and what draws a tensor of that many rows."""
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    generator = torch.Generator().manual_seed(seed + rank)
+    shape = sizes.batch, sizes.num_heads
+
+    def draw(rows: int) -> Tensor:
+        return torch.randn(*shape, rows, sizes.head_dim, generator=generator, requires_grad=True)
+
+    return Layout(None, rank, (n // ranks,) * ranks), draw

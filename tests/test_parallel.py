@@ -1,0 +1,281 @@
+"""A sequence shared out over processes gives what one process gives. Each number of ranks is one job of processes."""
+
+import functools
+import re
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from bsbr import ModelConfig, TransformerLM, parallel
+from bsbr.attention import standard
+from bsbr.measure.parallel import SOFTMAX, Sizes, bytes_per_layer, launch
+from bsbr.parallel import Layout
+
+CHUNK = 8
+VOCAB = 61
+RANKS = (2, 4)
+each_number_of_ranks = pytest.mark.parametrize("ranks", RANKS)
+
+# Options, and the slices' lengths for 2 and for 4 ranks (None: as `parallel.part` cuts n = 75).
+CASES: dict[str, tuple[dict, dict[int, tuple[int, ...] | None]]] = {
+    "plain": ({}, {2: None, 4: None}),
+    "whole chunks": ({}, {2: (16, 16), 4: (8, 8, 8, 8)}),
+    "last slice below a chunk": ({}, {2: (24, 1), 4: (8, 24, 8, 7)}),
+    "one layer": ({"num_layers": 1}, {2: (8, 8), 4: (8, 8, 16, 9)}),
+    "compressed": ({"compression_factor": 4}, {2: (32, 17), 4: None}),
+    "top 1": ({"top_k": 1}, {2: None, 4: (16, 8, 24, 11)}),
+    "top 3": ({"top_k": 3}, {2: (8, 40), 4: None}),
+    "2 local chunks": ({"local_chunks": 2}, {2: None, 4: (8, 24, 8, 15)}),
+    "window over several ranks": ({"local_chunks": 4}, {2: (8, 43), 4: (8, 8, 16, 21)}),
+    "window over all": ({"local_chunks": 9}, {2: (16, 19), 4: (8, 8, 16, 5)}),
+    "all options": ({"local_chunks": 3, "top_k": 2, "compression_factor": 2}, {2: None, 4: None}),
+    "gradient checkpointing": ({"local_chunks": 2, "checkpointing": True}, {2: None, 4: None}),
+}
+
+
+def make(mechanism: str = "bsbr", checkpointing: bool = False, **options) -> TransformerLM:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=VOCAB, hidden_dim=32, num_heads=2, num_layers=2, ff_dim=48, chunk_size=CHUNK)
+    model = TransformerLM(ModelConfig(mechanism=mechanism, **{**sizes, **options})).double()
+    model.gradient_checkpointing = checkpointing
+    for parameter in model.parameters():
+        if parameter.ndim == 2:  # larger than initialised, so that attention is far from uniform
+            torch.nn.init.normal_(parameter, std=0.3)
+    return model
+
+
+def tokens(n: int) -> Tensor:
+    return torch.randint(VOCAB, (2, n), generator=torch.Generator().manual_seed(n))
+
+
+def loss_weights(n: int) -> Tensor:
+    return torch.randn(2, n, VOCAB, generator=torch.Generator().manual_seed(n), dtype=torch.float64)
+
+
+def slice_for(rank: int, lengths: tuple[int, ...] | None, n: int) -> slice:
+    if lengths is None:
+        return parallel.part(n, CHUNK)
+    return slice(sum(lengths[:rank]), sum(lengths[: rank + 1]))
+
+
+def gradients(model: TransformerLM) -> dict[str, Tensor]:
+    """Of the parameters that are trained; zero for those that were not used."""
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in trained.items()}
+
+
+def relative_error(ours: Tensor, right: Tensor) -> float:
+    difference, size = (float(x.detach().abs().max()) for x in (ours - right, right))
+    return difference / size if size else difference
+
+
+# -- What runs on every rank ----------------------------------------------------------------------
+
+
+def run_rank() -> dict:
+    return {
+        "cases": {name: run_case(*case) for name, case in CASES.items()},
+        "causality": changed_outputs(),
+        "subgroup": run_subgroup(),
+        "softmax": {name: run_softmax(name) for name in SOFTMAX},
+        "refused": refusals(),
+        "frozen": run_frozen(),
+        "bytes": bytes_per_layer(
+            1024, {"bsbr": {}, "compressed": {"compression_factor": 4}, "all_gather": {}, "ring": {}}, SIZES, 0
+        ),
+    }
+
+
+def run_case(options: dict, lengths_by_ranks: dict, group: parallel.Group = None) -> tuple[Tensor, dict[str, Tensor]]:
+    lengths = lengths_by_ranks[dist.get_world_size()]
+    n = sum(lengths) if lengths else 75
+    own = slice_for(dist.get_rank(), lengths, n)
+    model = make(**options).train()
+    logits = parallel.logits(model, tokens(n)[:, own], group)
+    (logits * loss_weights(n)[:, own]).sum().backward()
+    parallel.sum_gradients(model, group)
+    return logits.detach(), gradients(model)
+
+
+CHANGED = [1, 7, 8, 9, 31, 40, 64, 74]
+
+
+def changed_outputs() -> list[Tensor]:
+    """This rank's outputs, first for some ids and then with those at t and after changed."""
+    ids = tokens(75)
+    own = parallel.part(75, CHUNK)
+    model = make(local_chunks=2)
+    later = [torch.where(torch.arange(75) >= t, (ids + 1) % VOCAB, ids) for t in CHANGED]
+    with torch.inference_mode():
+        return [parallel.encode(model, changed[:, own]).clone() for changed in (ids, *later)]
+
+
+def run_subgroup() -> Tensor:
+    """Two groups, each with a sequence of its own: even ranks and odd ranks."""
+    ranks = range(dist.get_world_size())
+    groups = [dist.new_group([r for r in ranks if r % 2 == parity]) for parity in (0, 1)]
+    group = groups[dist.get_rank() % 2]
+    n = 40 + dist.get_rank() % 2
+    return parallel.encode(make(), tokens(n)[:, parallel.part(n, CHUNK, group)], group).detach()
+
+
+def run_frozen() -> dict[str, Tensor]:
+    """A loss on the first rank's outputs alone, and a frozen embedding."""
+    model = make()
+    model.embedding.requires_grad_(False)
+    hidden = parallel.encode(model, tokens(32)[:, parallel.part(32, CHUNK)])
+    (hidden.sum() if dist.get_rank() == 0 else 0 * hidden.sum()).backward()
+    parallel.sum_gradients(model)
+    return gradients(model)
+
+
+def run_softmax(name: str) -> list[Tensor]:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    layout = Layout(None, rank, (32 // ranks,) * ranks)
+    own = slice(layout.start, layout.start + 32 // ranks)
+    q, k, v, weights = (x[:, :, own].clone().requires_grad_() for x in softmax_arguments())
+    out = SOFTMAX[name](q, k, v, layout)
+    (out * weights).sum().backward()
+    return [out.detach(), q.grad, k.grad, v.grad]
+
+
+def softmax_arguments() -> Tensor:
+    return torch.randn(4, 2, 3, 32, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+
+
+def refusals() -> dict[str, str]:
+    """What each misuse raises on this rank."""
+    rank, ranks, model = dist.get_rank(), dist.get_world_size(), make()
+    first, last = rank == 0, rank == ranks - 1
+    only_first = dist.new_group([0])
+    calls = {
+        "part of a chunk": lambda: parallel.encode(model, tokens(CHUNK + 1 if first else CHUNK)),
+        "other rows": lambda: parallel.encode(model, tokens(CHUNK)[: 1 if last else 2]),
+        "no tokens": lambda: parallel.encode(model, tokens(0 if first else CHUNK)),
+        "outside the vocabulary": lambda: parallel.encode(model, tokens(CHUNK) + (VOCAB if last else 0)),
+        "mechanism": lambda: parallel.encode(make("standard"), tokens(CHUNK)),
+        "too short": lambda: parallel.part(CHUNK, CHUNK),
+        "no group": lambda: parallel.part(100, CHUNK, "world"),
+        "not in the group": (lambda: None) if first else lambda: parallel.part(100, CHUNK, only_first),
+    }
+    messages = {}
+    for name, call in calls.items():
+        try:
+            call()
+        except ValueError as error:
+            messages[name] = str(error)
+    return messages
+
+
+@functools.cache
+def job(ranks: int) -> list[dict]:
+    return launch(ranks, run_rank)
+
+
+# -- What is true ---------------------------------------------------------------------------------
+
+SIZES = Sizes(batch=1, num_heads=2, head_dim=32, chunk_size=64)
+
+
+@each_number_of_ranks
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_and_gradients_are_those_of_one_process(case, ranks):
+    options, lengths_by_ranks = CASES[case]
+    n = sum(lengths_by_ranks[ranks] or (75,))
+    model = make(**options)
+    logits = model(tokens(n))
+    (logits * loss_weights(n)).sum().backward()
+    found = [results["cases"][case] for results in job(ranks)]
+    assert relative_error(torch.cat([own for own, _ in found], dim=1), logits) <= 1e-10
+    right = gradients(model)
+    for _, summed in found:
+        assert summed.keys() == right.keys()
+        assert max(relative_error(summed[name], right[name]) for name in right) <= 1e-10
+
+
+@each_number_of_ranks
+def test_no_token_sees_the_future(ranks):
+    before, *after = (torch.cat(parts, dim=1) for parts in zip(*(r["causality"] for r in job(ranks)), strict=True))
+    for t, changed in zip(CHANGED, after, strict=True):
+        assert torch.equal(changed[:, :t], before[:, :t])
+        assert not torch.equal(changed[:, t:], before[:, t:])
+
+
+@each_number_of_ranks
+def test_a_group_of_some_of_the_processes_works_on_its_own(ranks):
+    for parity in (0, 1):
+        whole = torch.cat([r["subgroup"] for r in job(ranks)[parity::2]], dim=1)
+        assert relative_error(whole, make().encode(tokens(40 + parity))) <= 1e-10
+
+
+@each_number_of_ranks
+def test_a_loss_on_one_rank_alone_and_frozen_parameters_are_no_obstacle(ranks):
+    model = make()
+    model.embedding.requires_grad_(False)
+    model.encode(tokens(32))[:, : 32 // ranks].sum().backward()
+    right = gradients(model)
+    for results in job(ranks):
+        assert results["frozen"].keys() == right.keys()
+        assert max(relative_error(results["frozen"][name], right[name]) for name in right) <= 1e-10
+
+
+@each_number_of_ranks
+@pytest.mark.parametrize("name", SOFTMAX)
+def test_the_softmax_attention_we_compare_with_is_softmax_attention(name, ranks):
+    q, k, v, weights = (x.requires_grad_() for x in softmax_arguments().unbind())
+    out = standard.attend(q, k, v)
+    (out * weights).sum().backward()
+    found = zip(*(results["softmax"][name] for results in job(ranks)), strict=True)
+    for ours, right in zip(found, (out, q.grad, k.grad, v.grad), strict=True):
+        assert relative_error(torch.cat(ours, dim=2), right) <= 1e-10
+
+
+@each_number_of_ranks
+def test_the_bytes_counted_are_those_of_the_tensors_sent(ranks):
+    """Rank r sends to the ranks after it and returns gradients to those before; gloo adds a few bytes a message."""
+    p, heads, chunks = SIZES.head_dim, SIZES.num_heads, 1024 // SIZES.chunk_size // ranks
+    whole, small = (4 * heads * chunks * p * (state_dim + 1) for state_dim in (p, p // 4))
+    query, softmax = 4 * heads * p, 2 * 4 * heads * p * 1024 // ranks * (ranks - 1)
+    for rank, results in enumerate(job(ranks)):
+        later, first, last = ranks - 1 - rank, rank == 0, rank == ranks - 1
+        right = {
+            "bsbr": (later * whole + query * (not last), rank * whole + query * (not first)),
+            "compressed": (later * small + query * (not last), rank * small + query * (not first)),
+            "all_gather": (softmax, softmax),
+            "ring": (softmax, softmax),
+        }
+        for name, expected in right.items():
+            for counted, tensors in zip(results["bytes"][name], expected, strict=True):
+                assert 0 <= counted - tensors <= 1000, (name, rank)
+
+
+@each_number_of_ranks
+@pytest.mark.parametrize(
+    ("misuse", "message"),
+    [
+        ("part of a chunk", "input_ids must be whole chunks of 8 tokens on every rank but the last, but rank 0 has 9"),
+        ("other rows", "input_ids must have the same rows on every rank"),
+        ("no tokens", "input_ids must hold at least one row|rank 0 refused its slice"),
+        ("outside the vocabulary", r"input_ids must lie in 0 … 60|rank \d refused its slice"),
+        ("mechanism", r"model must mix by a mechanism that has a sequence-parallel form \(BSBR\), but uses 'standard'"),
+        ("too short", "n must be long enough to give each of . ranks a chunk of 8 tokens, but 8 tokens are 1 chunks"),
+        ("no group", "group must be a torch.distributed process group .* but is 'world'"),
+    ],
+)
+def test_misuse_is_named_on_every_rank(misuse, message, ranks):
+    for results in job(ranks):
+        assert re.search(message, results["refused"][misuse])
+
+
+@each_number_of_ranks
+def test_a_process_outside_the_group_is_refused(ranks):
+    first, *others = (results["refused"] for results in job(ranks))
+    assert "not in the group" not in first
+    assert all("group must be a torch.distributed process group" in refused["not in the group"] for refused in others)
+
+
+def test_using_it_before_the_processes_are_joined_says_what_to_call():
+    with pytest.raises(ValueError, match=r"torch.distributed is not initialised; launch with torchrun"):
+        parallel.encode(make(), tokens(16))
