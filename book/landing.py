@@ -18,14 +18,31 @@ def load_if_there(experiment: str) -> Result | None:
 
 
 def speed_cards(experiment: str, result: Result | None) -> str:
-    """How much faster BSBR reads a long text, and how its time grows."""
+    """How much faster BSBR reads a long text, how its time grows, and what a decoded token costs after such a text."""
     if result is None:
         return missing(experiment, "speed of BSBR against standard attention")
     speedup = result.select("speedup", phase="prefill", mechanism="bsbr").sort_values("n").iloc[-1]
-    growth = only(result.table, "exponent", phase="prefill", mechanism="bsbr")
-    faster = f"as fast as standard attention, reading {speedup['n']:,} tokens"
-    return card(experiment, f"{number(speedup['value'], 2)} ×", faster, interval(speedup)) + card(
-        experiment, f"n<sup>{number(growth['value'])}</sup>", "growth of its time with length n", interval(growth)
+    growth = result.select("exponent", phase="prefill", mechanism="bsbr").sort_values("n_from").iloc[-1]
+    after = {"phase": "decode", "n": int(speedup["n"])}
+    token = only(result.table, "time_per_token", mechanism="bsbr", **after)
+    standard = number(result.value("time_per_token", mechanism="standard", **after))
+    fitted = f"growth of its time, from n = {growth['n_from']:,} to {growth['n_to']:,}"
+    return "".join(
+        [
+            card(
+                experiment,
+                f"{number(speedup['value'], 2)} ×",
+                f"as fast as standard attention, reading {speedup['n']:,} tokens",
+                interval(speedup),
+            ),
+            card(experiment, f"n<sup>{number(growth['value'])}</sup>", fitted, interval(growth)),
+            card(
+                experiment,
+                f"{number(token['value'], 2)} ms",
+                f"a token decoded after {speedup['n']:,} tokens, against {standard} ms",
+                interval(token),
+            ),
+        ]
     )
 
 
@@ -97,7 +114,7 @@ def curve(name: str, points: list[tuple[float, float]]) -> str:
     path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.2" fill="{colour}"/>' for x, y in points)
     x, y = points[-1]
-    label = f'<text x="{x + 9:.1f}" y="{y + 4:.1f}" font-weight="600" fill="{colour}">{name}</text>'
+    label = f'<text x="{x + 9:.1f}" y="{y + 4:.1f}" font-weight="600">{name}</text>'
     return f'<path d="M{path}" fill="none" stroke="{colour}" stroke-width="2.2"/>{dots}{label}'
 
 

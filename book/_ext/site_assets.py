@@ -7,6 +7,7 @@ from typing import Any
 import plotly
 from docutils import nodes
 from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
 
 PLOTLY_JS = Path(plotly.__file__).parent / "package_data" / "plotly.min.js"
 
@@ -25,6 +26,13 @@ def copy_plotly(app: Sphinx, exception: Exception | None) -> None:
         shutil.copyfile(PLOTLY_JS, Path(app.outdir) / "_static" / "plotly.min.js")
 
 
+def read_data_again(
+    app: Sphinx, env: BuildEnvironment, added: set[str], changed: set[str], removed: set[str]
+) -> list[str]:
+    """Execute the pages of book/ at every build: what they read from data/ may be newer than they are."""
+    return [page for page in env.found_docs if page.startswith("book/")]
+
+
 def spell_out_comparisons(app: Sphinx, doctree: nodes.document, page: str) -> None:
     r"""Write < and > in displayed formulas as \lt and \gt: sphinxcontrib-katex puts them into the HTML unescaped."""
     for formula in doctree.findall(nodes.math_block):
@@ -35,6 +43,7 @@ def spell_out_comparisons(app: Sphinx, doctree: nodes.document, page: str) -> No
 def setup(app: Sphinx) -> dict[str, bool]:
     # Jupyter Book always passes this setting of an extension that _config.yml leaves out.
     app.add_config_value("comments_config", {}, "html")
+    app.connect("env-get-outdated", read_data_again)
     app.connect("doctree-resolved", spell_out_comparisons)
     app.connect("html-page-context", add_chart_scripts)
     app.connect("build-finished", copy_plotly)

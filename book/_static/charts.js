@@ -42,6 +42,17 @@ function themeUpdate(chart) {
   return update;
 }
 
+// Plotly does not break a title that is wider than its chart.
+function broken(title, characters) {
+  const lines = [""];
+  for (const word of title.split(" ")) {
+    const longer = `${lines[lines.length - 1]} ${word}`.trim();
+    if (longer.length <= characters) lines[lines.length - 1] = longer;
+    else lines.push(word);
+  }
+  return lines.join("<br>");
+}
+
 function widthUpdate(chart) {
   const original = chart.originalLayout;
   const update = { autosize: true, width: null };
@@ -54,11 +65,13 @@ function widthUpdate(chart) {
     update["margin.l"] = 8;
     update["margin.r"] = 8;
     update["font.size"] = 11;
+    if (original.title) update["title.text"] = broken(original.title, chart.layout.updatemenus ? 28 : 44);
   } else {
     for (const key of LEGEND_PLACE) update["legend." + key] = original.legend[key] ?? null;
     update["margin.l"] = original.margin.l;
     update["margin.r"] = original.margin.r;
     update["font.size"] = original.fontSize;
+    if (original.title) update["title.text"] = original.title;
   }
   for (const axis of axesOf(chart)) update[axis + ".automargin"] = true;
   return update;
@@ -69,12 +82,13 @@ function adapt(chart) {
 }
 
 function remember(chart) {
-  const { legend, margin, font } = chart.layout;
+  const { legend, margin, font, title } = chart.layout;
   chart.originalLayout = JSON.parse(
     JSON.stringify({
       legend: legend || {},
       margin: { l: margin?.l ?? 70, r: margin?.r ?? 20 },
       fontSize: font?.size ?? 13,
+      title: title?.text ?? "",
     }),
   );
 }
