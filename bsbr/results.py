@@ -291,7 +291,7 @@ def tidy(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def _typed(table: pd.DataFrame) -> pd.DataFrame:
-    table = table.convert_dtypes(convert_floating=False)
+    table = table.convert_dtypes()
     table[NUMBERS] = table[NUMBERS].astype("float64")
     table["samples"] = table["samples"].astype("Int64")
     for column, empty in {"unit": "", "status": "ok", "reason": ""}.items():

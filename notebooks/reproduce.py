@@ -34,7 +34,7 @@ from bsbr.measure import machine
 
 NOTEBOOKS = provenance.ROOT / "notebooks"
 BOOK = provenance.ROOT / "_build" / "html" / "index.html"
-BUILD_BOOK = ["jupyter-book", "build", ".", "--warningiserror", "--nitpick", "--keep-going"]
+BUILD_BOOK = ["jupyter-book", "build", ".", "--all", "--warningiserror", "--keep-going"]
 STOPPED = 130
 
 
@@ -206,7 +206,7 @@ def execute(run: Run, output: Path) -> Any:
         progress_bar=False,
         stdout_file=sys.stdout,
         stderr_file=sys.stderr,
-        extra_arguments=["--log-level=ERROR"],  # else each kernel warns that it talks over a local port
+        extra_arguments=["--log-level=CRITICAL"],  # else each kernel warns that it talks over a local port
     )
 
 

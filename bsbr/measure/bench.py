@@ -57,7 +57,7 @@ def measure() -> dict[str, speed.Estimate | float]:
         print(f"encode n = {n:>5}: " + ", ".join(f"{k} {speed.median(v).value:.4f} s" for k, v in times[n].items()))
     tokens = speed.interleave({str(n): decode(pair["bsbr"], n) for n in (256, 16384)}, seconds=10)
     growth = scaling.fit_power_law(LENGTHS, [speed.median(times[n]["bsbr"]).value for n in LENGTHS])
-    found = [
+    found: list[speed.Estimate | float] = [
         speed.ratio(times[8192]["standard"], times[8192]["bsbr"]),
         speed.ratio(times[16384]["standard"], times[16384]["bsbr"]),
         growth.exponent,
