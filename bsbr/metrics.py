@@ -73,12 +73,8 @@ METRICS: dict[str, Metric] = {
         0,
         "How far a cell measured again at the end lies from its first measurement.",
     ),
-    "exponent": Metric(
-        "Exponent", "", "absolute", 0.15, "b of the fit time = a·n^b by least squares on logarithms."
-    ),
-    "r_squared": Metric(
-        "R²", "", "absolute", 0.05, "Share of the variance of log time that the fit explains."
-    ),
+    "exponent": Metric("Exponent", "", "absolute", 0.15, "b of the fit time = a·n^b by least squares on logarithms."),
+    "r_squared": Metric("R²", "", "absolute", 0.05, "Share of the variance of log time that the fit explains."),
     "crossover_n": Metric(
         "Crossover",
         "tokens",
@@ -87,9 +83,21 @@ METRICS: dict[str, Metric] = {
         "The n from which this mechanism stays faster than standard attention.",
     ),
     "parameters": Metric("Parameters", "", "absolute", 0, "Trainable numbers in the model."),
-    "perplexity": Metric(
-        "Perplexity", "", "relative", 0.01, "exp of the mean negative log-likelihood of a token."
+    "bytes_sent": Metric(
+        "Bytes sent",
+        "B",
+        "relative",
+        0.01,
+        "Bytes that one process sends to others for one layer, by the kernel's count.",
     ),
+    "bytes_ratio": Metric(
+        "Bytes relative to BSBR",
+        "×",
+        "relative",
+        0.01,
+        "Bytes that all ranks send for a layer, forward and backward, divided by those that bsbr sends in the same job.",
+    ),
+    "perplexity": Metric("Perplexity", "", "relative", 0.01, "exp of the mean negative log-likelihood of a token."),
     "perplexity_ratio": Metric(
         "Perplexity relative to the original",
         "×",
@@ -117,9 +125,7 @@ METRICS: dict[str, Metric] = {
         0.01,
         "Mean over positions of the cosine between the two models' vectors.",
     ),
-    "mse": Metric(
-        "Mean squared error", "", "relative", 0.05, "Mean squared difference of the two models' numbers."
-    ),
+    "mse": Metric("Mean squared error", "", "relative", 0.05, "Mean squared difference of the two models' numbers."),
     "kl_divergence": Metric(
         "KL divergence",
         "nats",
@@ -127,9 +133,7 @@ METRICS: dict[str, Metric] = {
         0.05,
         "KL of the original's next-token distribution from the converted one's.",
     ),
-    "cell": Metric(
-        "Whole cell", "", "hardware", 0, "Stands for every number of a cell that could not be measured."
-    ),
+    "cell": Metric("Whole cell", "", "hardware", 0, "Stands for every number of a cell that could not be measured."),
 }
 
 

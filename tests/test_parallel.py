@@ -2,6 +2,9 @@
 
 import functools
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -279,3 +282,17 @@ def test_a_process_outside_the_group_is_refused(ranks):
 def test_using_it_before_the_processes_are_joined_says_what_to_call():
     with pytest.raises(ValueError, match=r"torch.distributed is not initialised; launch with torchrun"):
         parallel.encode(make(), tokens(16))
+
+
+def test_the_script_of_the_book_runs_under_torchrun(tmp_path):
+    """With two processes it prints what it prints with one."""
+    page = (Path(__file__).parent.parent / "book" / "parallel.md").read_text(encoding="utf-8")
+    script = tmp_path / "train.py"
+    script.write_text(page.split("```python\n")[1].split("```")[0])
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    printed = [
+        subprocess.run([*command, "--nproc-per-node", str(ranks), script], capture_output=True, text=True, check=True)
+        for ranks in (1, 2)
+    ]
+    assert printed[0].stdout.count("loss") == 5
+    assert printed[1].stdout == printed[0].stdout

@@ -111,13 +111,13 @@ def gather_attention(
     return _exact(q, k, v, layout)
 
 
-def earlier_attention(
+def later_only_attention(
     q: Float[Tensor, "batch heads own_n head_dim"],
     k: Float[Tensor, "batch heads own_n head_dim"],
     v: Float[Tensor, "batch heads own_n head_dim"],
     layout: Layout,
 ) -> Float[Tensor, "batch heads own_n head_dim"]:
-    """Each rank gets the keys and values of earlier ranks only, as `bsbr.parallel` sends its states."""
+    """Keys and values go to later ranks only, as `bsbr.parallel` sends its states."""
     k, v = parallel.with_earlier(layout, [(k, Need(1, None)), (v, Need(1, None))])
     return _exact(q, k, v, layout)
 
@@ -204,7 +204,7 @@ def _pass(layout: Layout, own: Tensor, step: int) -> Tensor:
 
 # -- Measuring ------------------------------------------------------------------------------------
 
-SOFTMAX = {"all_gather": gather_attention, "ring": ring_attention, "earlier": earlier_attention}
+SOFTMAX = {"all_gather": gather_attention, "ring": ring_attention, "later_only": later_only_attention}
 
 
 class Sizes(NamedTuple):
