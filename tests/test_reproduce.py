@@ -234,13 +234,15 @@ def typed_numbers(prose: str) -> list[str]:
     """The numbers that stand in prose as text."""
     for pattern in NOT_PROSE:
         prose = re.sub(pattern, " ", prose, flags=re.DOTALL)
-    return re.findall(r"(?<![A-Za-z])\d[\d.,]*", prose)
+    return re.findall(r"(?<![A-Za-z\d])\d[\d.,]*", prose)
 
 
 def spoken(code: str) -> Iterator[str]:
     """The literal text of a cell's f-strings and of what it displays as Markdown."""
-    for node in ast.walk(ast.parse(code)):
-        if isinstance(node, ast.JoinedStr):
+    tree = ast.parse(code)
+    formats = [node.format_spec for node in ast.walk(tree) if isinstance(node, ast.FormattedValue)]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.JoinedStr) and node not in formats:
             yield "".join(part.value for part in node.values if isinstance(part, ast.Constant))
         elif isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in ("say", "Markdown"):
             yield from (word.value for word in node.args if isinstance(word, ast.Constant))
