@@ -95,7 +95,7 @@ METRICS: dict[str, Metric] = {
         "×",
         "relative",
         0.01,
-        "Bytes that all ranks send for a layer, forward and backward, divided by those that bsbr sends in the same job.",
+        "Bytes that all ranks send for a layer, both directions, divided by those that bsbr sends in the same job.",
     ),
     "perplexity": Metric("Perplexity", "", "relative", 0.01, "exp of the mean negative log-likelihood of a token."),
     "perplexity_ratio": Metric(
