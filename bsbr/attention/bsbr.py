@@ -29,6 +29,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bsbr.attention import standard
+from bsbr.attention._shared import gather_tokens, ring_tokens, split_chunks
 
 
 class State(NamedTuple):
@@ -131,8 +132,8 @@ def prefill(
     out = attend(q, k, v, meta_q, meta_k, chunk_size, local_chunks, top_k, compress, expand)
     closed = n // chunk_size
     # The token that stands in each slot of a row's ring; slots not yet written point at token 0 and are never read.
-    held = _ring_tokens(lengths - 1, chunk_size * local_chunks).clamp(min=0)
-    window_k, window_v = (x.gather(2, held[:, None, :, None].expand(-1, heads, -1, x.shape[-1])) for x in (k, v))
+    held = ring_tokens(lengths - 1, chunk_size * local_chunks).clamp(min=0)
+    window_k, window_v = gather_tokens(k, held), gather_tokens(v, held)
     k, v = (x[:, :, : closed * chunk_size].unflatten(2, (closed, chunk_size)) for x in (k, v))
     states = chunk_states(k, v, compress)
     mixed = states.new_zeros(batch, heads, *states.shape[-2:])
@@ -168,7 +169,7 @@ def step(
     state.v[rows, :, position % window] = v
     state.meta_k_sum.add_(meta_k)
     first_exact = (position // chunk_size - local_chunks + 1).clamp(min=0) * chunk_size
-    read = _ring_tokens(position, window) >= first_exact[:, None]
+    read = ring_tokens(position, window) >= first_exact[:, None]
     out = F.scaled_dot_product_attention(q[:, :, None], state.k, state.v, attn_mask=read[:, None, None])
     retrieved = q[:, :, None] @ state.mixed
     out = out + (retrieved if expand is None else retrieved @ expand)
@@ -177,14 +178,6 @@ def step(
     if len(closing):
         state = _close_chunks(closing, meta_q, state, chunk_size, local_chunks, top_k, compress)
     return out[:, :, 0], state
-
-
-def split_chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunks chunk_size dim"]:
-    """Cut into chunks, the last one padded with zeros: they stand after every real token, so none of them reads it."""
-    missing = -x.shape[2] % chunk_size
-    if missing:
-        x = F.pad(x, (0, 0, 0, missing))
-    return x.unflatten(2, (-1, chunk_size))
 
 
 def chunk_states(
@@ -300,12 +293,6 @@ def _window_mask(
     token, slot = torch.arange(chunk_size, device=device), torch.arange(window, device=device)
     start = (torch.arange(chunks, device=device) - missing) * chunk_size
     return (slot <= token[:, None] + behind) & (slot + start[:, None, None] >= 0)
-
-
-def _ring_tokens(position: Int[Tensor, " batch"], window: int) -> Int[Tensor, "batch window"]:
-    """The latest token ≤ position that each slot of the ring holds; negative where none was written."""
-    slot = torch.arange(window, device=position.device)
-    return position[:, None] - (position[:, None] - slot) % window
 
 
 def _close_chunks(

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -47,7 +47,7 @@ def prefill(
     """`attend`, and the cache after the first `lengths` tokens of each row (all n of them by default)."""
     if lengths is None:
         lengths = torch.full((q.shape[0],), q.shape[2], device=q.device)
-    return attend(q, k, v), State(_grow(k, 64), _grow(v, 64), lengths.clone())
+    return attend(q, k, v), remember(k, v, lengths)
 
 
 def step(
@@ -57,6 +57,29 @@ def step(
     state: State,
 ) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
     """One token after `state`: O(n) time, since every earlier key is read again."""
+    keys, values, written, state = append(k, v, state)
+    out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=written)
+    return out[:, :, 0], state
+
+
+def remember(
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    lengths: Int[Tensor, " batch"],
+) -> State:
+    """The cache after the first `lengths` tokens of each row."""
+    return State(_grow(k, 64), _grow(v, 64), lengths.clone())
+
+
+def append(
+    k: Float[Tensor, "batch heads head_dim"], v: Float[Tensor, "batch heads head_dim"], state: State
+) -> tuple[
+    Float[Tensor, "batch heads longest head_dim"],
+    Float[Tensor, "batch heads longest head_dim"],
+    Bool[Tensor, "batch 1 1 longest"],
+    State,
+]:
+    """One more token in the cache: keys and values up to the longest row, which of them each row holds, the cache."""
     keys, values, length = state
     longest = int(length.max()) + 1
     if longest > keys.shape[2]:
@@ -64,9 +87,8 @@ def step(
     rows = torch.arange(len(length), device=length.device)
     keys[rows, :, length] = k
     values[rows, :, length] = v
-    read = (torch.arange(longest, device=length.device) <= length[:, None])[:, None, None]
-    out = F.scaled_dot_product_attention(q[:, :, None], keys[:, :, :longest], values[:, :, :longest], attn_mask=read)
-    return out[:, :, 0], State(keys, values, length + 1)
+    written = (torch.arange(longest, device=length.device) <= length[:, None])[:, None, None]
+    return keys[:, :, :longest], values[:, :, :longest], written, State(keys, values, length + 1)
 
 
 def _grow(cache: Tensor, extra: int) -> Tensor:

@@ -1,0 +1,134 @@
+"""DeltaNet: linear attention that corrects its memory with each token instead of adding to it.
+
+The state S maps keys to values. A token first reads what its key recalls, then moves that towards its value by β:
+
+    S_t = S_{t−1} + β_t k_t (v_t − S_{t−1}ᵀ k_t)ᵀ,      o_t = S_tᵀ q_t
+
+with k and q divided by their L2 norms, as then β ∈ (0, 1) keeps S from growing. Schlag et al. 2021 (arXiv:2102.11174),
+section 4.2; L2 norms and the chunkwise form from Yang et al. 2024 (arXiv:2406.06484), section 3.
+
+Time: O(n·p²) and O(n·B·p) in chunks of B tokens, B a choice of speed alone. State: p² numbers.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bsbr.attention._shared import accumulate_in, is_before, split_chunks
+
+SMALLEST_NORM = 1e-6
+
+
+class State(NamedTuple):
+    """S, from keys to values, in float32 or wider."""
+
+    memory: Float[Tensor, "batch heads head_dim head_dim"]
+
+
+def reference(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    beta: Float[Tensor, "batch heads n"],
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """The recurrence of this module's docstring, token by token."""
+    q, k = (x / x.norm(dim=-1, keepdim=True).clamp(min=SMALLEST_NORM) for x in (q, k))
+    memory = torch.zeros_like(k[:, :, 0, :, None] * v[:, :, 0, None])
+    outputs = []
+    for t in range(q.shape[2]):
+        recalled = (memory * k[:, :, t, :, None]).sum(2)
+        correction = beta[:, :, t, None] * (v[:, :, t] - recalled)
+        memory = memory + k[:, :, t, :, None] * correction[:, :, None]
+        outputs.append((memory * q[:, :, t, :, None]).sum(2))
+    return torch.stack(outputs, dim=2)
+
+
+def attend(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    beta: Float[Tensor, "batch heads n"],
+    chunk_size: int = 64,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`reference` in batched products over chunks; only one p × p product a chunk is left in sequence."""
+    return _scan(q, k, v, beta, chunk_size)[0]
+
+
+def prefill(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    beta: Float[Tensor, "batch heads n"],
+    chunk_size: int = 64,
+    lengths: Int[Tensor, " batch"] | None = None,
+) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
+    """`attend`, and the state after the first `lengths` tokens of each row (all n of them by default)."""
+    if lengths is not None:  # a token with β = 0 changes nothing
+        beta = beta * is_before(lengths, k.shape[2])[..., 0]
+    out, memory = _scan(q, k, v, beta, chunk_size)
+    return out, State(memory)
+
+
+def step(
+    q: Float[Tensor, "batch heads head_dim"],
+    k: Float[Tensor, "batch heads head_dim"],
+    v: Float[Tensor, "batch heads head_dim"],
+    beta: Float[Tensor, "batch heads"],
+    state: State,
+) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
+    """One token after `state`: O(head_dim²) time, whatever came before."""
+    dtype, memory = q.dtype, state.memory
+    q, k = _normalise(q)[:, :, None], _normalise(k)[:, :, None]
+    correction = beta[..., None, None] * (v[:, :, None] - k @ memory)
+    memory = memory + k.transpose(-1, -2) * correction
+    return (q @ memory)[:, :, 0].to(dtype), State(memory)
+
+
+def _normalise(x: Float[Tensor, "*rest head_dim"]) -> Float[Tensor, "*rest head_dim"]:
+    return F.normalize(x.to(accumulate_in(x.dtype)), dim=-1, eps=SMALLEST_NORM)
+
+
+def _scan(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    beta: Float[Tensor, "batch heads n"],
+    chunk_size: int,
+) -> tuple[Float[Tensor, "batch heads n head_dim"], Float[Tensor, "batch heads head_dim head_dim"]]:
+    """All outputs, and the last state.
+
+    The corrections of a chunk depend on each other. Solving for them (the UT transform) makes them linear in the state
+    S before the chunk: U − W S, with [W, U] = T [K, V] and T = (I + strictly lower part of diag(β) K Kᵀ)⁻¹ diag(β).
+
+        O  = Q S + A (U − W S) = A U + (Q − A W) S        A = lower part of Q Kᵀ
+        S' = S + Kᵀ (U − W S) = Kᵀ U + (I − Kᵀ W) S
+    """
+    n, dtype = q.shape[2], q.dtype
+    inputs = (_normalise(q), _normalise(k), v.to(accumulate_in(dtype)), beta[..., None].to(accumulate_in(dtype)))
+    q, k, v, beta = (split_chunks(x, min(chunk_size, n)) for x in inputs)
+    head_dim, transposed = k.shape[-1], k.transpose(-1, -2)
+    triangle = beta * (k @ transposed)  # the solver reads no more than what lies below the diagonal
+    solved = torch.linalg.solve_triangular(triangle, beta[..., 0].diag_embed(), upper=False, unitriangular=True)
+    corrections = solved @ torch.cat([k, v], dim=-1)
+    reads = (q @ transposed).tril_() @ corrections
+    writes = transposed @ corrections
+    keep = torch.eye(head_dim, dtype=k.dtype, device=k.device) - writes[..., :head_dim]
+    before, memory = _run(keep, writes[..., head_dim:])
+    out = reads[..., head_dim:] + (q - reads[..., :head_dim]) @ before
+    return out.flatten(2, 3)[:, :, :n].to(dtype), memory
+
+
+def _run(
+    keep: Float[Tensor, "batch heads chunks head_dim head_dim"],
+    write: Float[Tensor, "batch heads chunks head_dim head_dim"],
+) -> tuple[Float[Tensor, "batch heads chunks head_dim head_dim"], Float[Tensor, "batch heads head_dim head_dim"]]:
+    """S before each chunk and after the last, from S' = keep S + write: the part that has to go chunk by chunk."""
+    memory = torch.zeros_like(write[:, :, 0]).flatten(0, 1)
+    before = []
+    for chunk_keep, chunk_write in zip(keep.flatten(0, 1).unbind(1), write.flatten(0, 1).unbind(1), strict=True):
+        before.append(memory)
+        memory = torch.baddbmm(chunk_write, chunk_keep, memory)
+    return torch.stack(before, dim=1).view(write.shape), memory.view(write[:, :, 0].shape)

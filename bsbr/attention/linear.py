@@ -1,0 +1,147 @@
+"""Linear attention: a feature map in place of the softmax, so that a sum of outer products stands for all the past.
+
+    o_t = φ(q_t)ᵀ Σ_{i ≤ t} φ(k_i) v_iᵀ / φ(q_t)ᵀ Σ_{i ≤ t} φ(k_i)
+
+Katharopoulos et al. 2020, "Transformers are RNNs" (arXiv:2006.16236), section 3.3, with φ = elu + 1. Features cannot be
+negative, so the divisor is a sum of positive terms; it is held above 1e-6, where all features of a token may be zero.
+
+Time: O(n·p²) and O(n·B·p) in chunks of B tokens, B a choice of speed alone. State: p·(p + 1) numbers, p features.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bsbr.attention._shared import accumulate_in, is_before, split_chunks, sum_before
+
+SMALLEST_DIVISOR = 1e-6
+
+
+def _elu(x: Tensor) -> Tensor:
+    return F.elu(x) + 1
+
+
+def _hedgehog(x: Tensor) -> Tensor:
+    return torch.cat([x, -x], dim=-1).softmax(-1)
+
+
+def _dpfp(x: Tensor) -> Tensor:
+    r = torch.cat([x, -x], dim=-1).relu()
+    return r * r.roll(1, dims=-1)
+
+
+FEATURE_MAPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "elu": _elu,  # Katharopoulos et al. 2020
+    "relu": F.relu,  # Kasai et al. 2021 (arXiv:2103.13076)
+    "dpfp": _dpfp,  # Schlag et al. 2021 (arXiv:2102.11174), ν = 1: twice the dimensions
+    "hedgehog": _hedgehog,  # Zhang et al. 2024 (arXiv:2402.04347), learned by the projections: twice the dimensions
+}
+
+
+class State(NamedTuple):
+    """Σ φ(k_i) [v_i, 1]ᵀ over the tokens so far, in float32 or wider; its last column is the divisor's sum."""
+
+    sums: Float[Tensor, "batch heads features head_dim_plus_1"]
+
+
+def reference(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    feature_map: str = "elu",
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """The formula of this module's docstring as a recurrence, token by token (section 3.4 of the paper)."""
+    q, k = feature_map_named(feature_map)(q), feature_map_named(feature_map)(k)
+    values = torch.zeros_like(k[:, :, 0, :, None] * v[:, :, 0, None])
+    divisor = torch.zeros_like(k[:, :, 0])
+    outputs = []
+    for t in range(q.shape[2]):
+        values = values + k[:, :, t, :, None] * v[:, :, t, None]
+        divisor = divisor + k[:, :, t]
+        numerator = (q[:, :, t, :, None] * values).sum(2)
+        outputs.append(numerator / (q[:, :, t] * divisor).sum(-1, keepdim=True).clamp(min=SMALLEST_DIVISOR))
+    return torch.stack(outputs, dim=2)
+
+
+def attend(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    feature_map: str = "elu",
+    chunk_size: int = 64,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`reference` in batched products over chunks: exact inside a chunk, by the sums before it for the rest.
+
+    Raises:
+        ValueError: `feature_map` is not one of `FEATURE_MAPS`.
+    """
+    return _divide(_scan(*_features(q, k, v, feature_map), chunk_size)[0], q)
+
+
+def prefill(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    feature_map: str = "elu",
+    chunk_size: int = 64,
+    lengths: Int[Tensor, " batch"] | None = None,
+) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
+    """`attend`, and the sums over the first `lengths` tokens of each row (all n of them by default)."""
+    features_q, features_k, values = _features(q, k, v, feature_map)
+    if lengths is not None:
+        features_k = features_k * is_before(lengths, k.shape[2])
+    out, chunk_sums = _scan(features_q, features_k, values, chunk_size)
+    return _divide(out, q), State(chunk_sums.sum(2))
+
+
+def step(
+    q: Float[Tensor, "batch heads head_dim"],
+    k: Float[Tensor, "batch heads head_dim"],
+    v: Float[Tensor, "batch heads head_dim"],
+    state: State,
+    feature_map: str = "elu",
+) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
+    """One token after `state`: O(head_dim²) time, whatever came before."""
+    features_q, features_k, values = _features(q, k, v, feature_map)
+    sums = state.sums + features_k[..., :, None] * values[..., None, :]
+    return _divide((features_q[..., None, :] @ sums)[..., 0, :], q), State(sums)
+
+
+def feature_map_named(name: str) -> Callable[[Tensor], Tensor]:
+    """The feature map of that name. Raises ValueError, with the names there are, if there is none."""
+    if name not in FEATURE_MAPS:
+        raise ValueError(f"feature_map must be one of {', '.join(FEATURE_MAPS)}, but is {name!r}")
+    return FEATURE_MAPS[name]
+
+
+def _features(q: Tensor, k: Tensor, v: Tensor, feature_map: str) -> tuple[Tensor, Tensor, Tensor]:
+    """φ(q), φ(k) and [v, 1]: with the extra column, one product gives the numerator and the divisor."""
+    q, k, v = (x.to(accumulate_in(x.dtype)) for x in (q, k, v))
+    phi = feature_map_named(feature_map)
+    return phi(q), phi(k), F.pad(v, (0, 1), value=1.0)
+
+
+def _scan(
+    q: Float[Tensor, "batch heads n features"],
+    k: Float[Tensor, "batch heads n features"],
+    v: Float[Tensor, "batch heads n dim"],
+    chunk_size: int,
+) -> tuple[Float[Tensor, "batch heads n dim"], Float[Tensor, "batch heads chunks features dim"]]:
+    """Σ_{i ≤ t} (q_t · k_i) v_i for every t, and each chunk's Σ k_i v_iᵀ."""
+    n = q.shape[2]
+    q, k, v = (split_chunks(x, min(chunk_size, n)) for x in (q, k, v))
+    chunk_sums = k.transpose(-1, -2) @ v
+    inside = (q @ k.transpose(-1, -2)).tril_()
+    out = inside @ v + q @ sum_before(chunk_sums)
+    return out.flatten(2, 3)[:, :, :n], chunk_sums
+
+
+def _divide(
+    out: Float[Tensor, "batch heads *n head_dim_plus_1"], q: Tensor
+) -> Float[Tensor, "batch heads *n head_dim"]:
+    """The numerator by the divisor in its last column, in the dtype of `q`."""
+    return (out[..., :-1] / out[..., -1:].clamp(min=SMALLEST_DIVISOR)).to(q.dtype)

@@ -1,0 +1,98 @@
+"""Sliding-window attention: softmax attention to the last `window_size` tokens, the current one among them.
+
+    o_t = Σ_i softmax_i(q_t · k_i / √p) v_i over t − window_size < i ≤ t
+
+Beltagy et al. 2020, "Longformer" (arXiv:2004.05150), section 3.1, made causal. Time: O(n·w·p). State: the last w keys
+and values.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bsbr.attention import standard
+from bsbr.attention._shared import gather_tokens, ring_tokens
+
+
+class State(NamedTuple):
+    """Rings of the latest keys and values: token t lies in slot t mod window_size."""
+
+    k: Float[Tensor, "batch heads window_size head_dim"]
+    v: Float[Tensor, "batch heads window_size head_dim"]
+    length: Int[Tensor, " batch"]
+
+
+def reference(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    window_size: int,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """The formula of this module's docstring, token by token."""
+    outputs = []
+    for t in range(q.shape[2]):
+        seen = slice(max(0, t - window_size + 1), t + 1)
+        scores = q[:, :, t : t + 1] @ k[:, :, seen].transpose(-1, -2) / math.sqrt(q.shape[-1])
+        outputs.append(scores.softmax(-1) @ v[:, :, seen])
+    return torch.cat(outputs, dim=2)
+
+
+def attend(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    window_size: int,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`reference` block by block: b queries against the window + b keys they can reach, without copying any.
+
+    The first window of tokens is plain causal attention. Blocks shorter than the window waste less on keys that a query
+    cannot reach, blocks that are too short waste the processor.
+    """
+    n = q.shape[2]
+    if n <= window_size:
+        return standard.attend(q, k, v)
+    first = standard.attend(*(x[:, :, :window_size] for x in (q, k, v)))
+    block = max(window_size // 4, 32)
+    q, k, v = (F.pad(x, (0, 0, 0, (window_size - n) % block)).flatten(0, 1) for x in (q, k, v))
+    k, v = (x.unfold(1, window_size + block, block).transpose(-1, -2) for x in (k, v))
+    query, key = torch.arange(block, device=q.device), torch.arange(window_size + block, device=q.device)
+    reach = key - query[:, None]
+    within = (reach > 0) & (reach <= window_size)
+    rest = F.scaled_dot_product_attention(q[:, window_size:].unflatten(1, (-1, block)), k, v, attn_mask=within)
+    rest = rest.flatten(1, 2).unflatten(0, first.shape[:2])[:, :, : n - window_size]
+    return torch.cat([first, rest], dim=2)
+
+
+def prefill(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    window_size: int,
+    lengths: Int[Tensor, " batch"] | None = None,
+) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
+    """`attend`, and the rings after the first `lengths` tokens of each row (all n of them by default)."""
+    if lengths is None:
+        lengths = torch.full((q.shape[0],), q.shape[2], device=q.device)
+    held = ring_tokens(lengths - 1, window_size).clamp(min=0)  # slots not yet written are never read
+    state = State(gather_tokens(k, held), gather_tokens(v, held), lengths.clone())
+    return attend(q, k, v, window_size), state
+
+
+def step(
+    q: Float[Tensor, "batch heads head_dim"],
+    k: Float[Tensor, "batch heads head_dim"],
+    v: Float[Tensor, "batch heads head_dim"],
+    state: State,
+) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
+    """One token after `state`: O(window_size) time, whatever came before."""
+    window_size, position = state.k.shape[2], state.length
+    rows = torch.arange(len(position), device=position.device)
+    state.k[rows, :, position % window_size] = k
+    state.v[rows, :, position % window_size] = v
+    written = (ring_tokens(position, window_size) >= 0)[:, None, None]
+    out = F.scaled_dot_product_attention(q[:, :, None], state.k, state.v, attn_mask=written)
+    return out[:, :, 0], state._replace(length=position + 1)
