@@ -35,7 +35,9 @@ GRID = "rgba(128, 128, 128, 0.25)"
 def colours(names: Sequence[Hashable]) -> dict[Hashable, str]:
     """A colour for each name: a mechanism's own everywhere, the palette in turn for anything else."""
     others = [name for name in dict.fromkeys(names) if name not in MECHANISM_COLOURS]
-    own = {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(others)}
+    taken = {MECHANISM_COLOURS.get(str(name)) for name in names}
+    free = [colour for colour in PALETTE if colour not in taken] or PALETTE
+    own = {name: free[i % len(free)] for i, name in enumerate(others)}
     return {name: MECHANISM_COLOURS.get(str(name), own.get(name, "")) for name in names}
 
 
