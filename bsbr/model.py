@@ -26,7 +26,8 @@ class ModelConfig:
 
     Raises:
         ValueError: an unknown mechanism, a size below 1, a hidden_dim that does not divide into heads of even size, or
-            a dropout outside [0, 1).
+            a dropout, beta or inverse_temperature out of range. Making a model also refuses options of its own
+            mechanism that do not fit: compression_factor, feature_map, key_dim.
     """
 
     mechanism: str
@@ -40,14 +41,19 @@ class ModelConfig:
     local_chunks: int = 1  # bsbr: chunks read exactly, the own one included
     top_k: int | None = None  # bsbr: retrieve from this many chunks only; None for all
     compression_factor: int | None = None  # bsbr: states of head_dim² / compression_factor numbers
-    window_size: int = 128  # sliding_window
+    window_size: int = 128  # sliding_window: tokens read, the current one included
+    feature_map: str = "elu"  # linear: a name in bsbr.attention.linear.FEATURE_MAPS
+    beta: float | None = None  # deltanet: how far each token corrects the memory, in (0, 1]; None to learn it
+    num_steps: int = 1  # hopfield: updates of the query, the last of which reads the values
+    inverse_temperature: float | None = None  # hopfield; None for 1/√head_dim
+    expansion: int = 2  # gau: values have expansion · hidden_dim dimensions
+    key_dim: int = 128  # gau: dimensions of queries and keys
 
     def __post_init__(self) -> None:
         if self.mechanism not in MECHANISMS:
             raise ValueError(f"mechanism must be one of {', '.join(MECHANISMS)}, but is {self.mechanism!r}")
-        for name in _COUNTS:
+        for name, optional in _COUNTS.items():
             value = getattr(self, name)
-            optional = name in ("top_k", "compression_factor")
             if value is None and optional:
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -59,9 +65,13 @@ class ModelConfig:
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must lie in [0, 1), but is {self.dropout!r}")
+        if self.beta is not None and not 0 < self.beta <= 1:
+            raise ValueError(f"beta must lie in (0, 1], or be None to be learned, but is {self.beta!r}")
+        if self.inverse_temperature is not None and not self.inverse_temperature > 0:
+            raise ValueError(f"inverse_temperature must be > 0 or None, but is {self.inverse_temperature!r}")
 
 
-_COUNTS = [field.name for field in fields(ModelConfig) if field.name not in ("mechanism", "dropout")]
+_COUNTS = {f.name: f.type == "int | None" for f in fields(ModelConfig) if f.type in ("int", "int | None")}
 
 
 class ModelState(NamedTuple):
@@ -261,7 +271,7 @@ class TransformerLM(nn.Module):
         return self.dropout(self.embedding(input_ids))
 
     def _rotary(self, positions: Int[Tensor, "batch_or_1 n"]) -> Rotary:
-        return Rotary.at(positions, self.config.hidden_dim // self.config.num_heads, self.embedding.weight.dtype)
+        return Rotary.at(positions, self.blocks[0].mixer.rotary_dim, self.embedding.weight.dtype)
 
     def _logits(self, hidden: Tensor) -> Tensor:
         return F.linear(hidden, self.embedding.weight)

@@ -111,8 +111,8 @@ def _layer(layout: Layout, block: Block, x: Tensor, rotary: Rotary) -> Tensor:
 
 
 def _bsbr(mixer: BSBR, layout: Layout, x: Tensor, rotary: Rotary) -> Tensor:
-    out = attend(*mixer._project(x, rotary), *mixer._meta(x), layout=layout, **mixer._options)
-    return mixer._merge(out)
+    q, k, v, meta_q, meta_k = mixer.project(x, rotary)
+    return mixer.merge(x, attend(q, k, v, meta_q, meta_k, layout=layout, **mixer.options))
 
 
 # A mechanism gets a parallel form with a function here: (mixer, layout, x, rotary) -> what mixer(x, rotary) gives.

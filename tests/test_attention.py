@@ -110,8 +110,6 @@ def prefill(name: str, case: Case, tokens: list[Tensor], lengths: Tensor) -> tup
 
 def step(name: str, case: Case, token: list[Tensor], state: Any) -> tuple[Tensor, Any]:
     _, options = sequence(name, case, [x[:, :, None] for x in token])
-    if name in ("sliding_window", "gau"):
-        options = {}
     return MODULES[name].step(*token, state, **options)
 
 

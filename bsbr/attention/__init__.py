@@ -8,6 +8,8 @@ One module a mechanism, each with the same names:
 `step`       one more token from a state, whose tensors it may overwrite: use the state it returns;
 `State`      a NamedTuple of tensors, batch first.
 
+All but `State` take a mechanism's options by the same keywords.
+
 All are causal: output t depends on tokens ≤ t only. Rows of different lengths stand packed to the left (real tokens
 first), so that causality keeps padding out of the outputs; `prefill` is told the `lengths` to keep it out of the state.
 """

@@ -94,9 +94,10 @@ def step(
     k_lin: Float[Tensor, "batch heads key_dim"],
     v: Float[Tensor, "batch heads value_dim"],
     state: State,
+    chunk_size: int,
 ) -> tuple[Float[Tensor, "batch heads value_dim"], State]:
     """One token after `state`: O(chunk_size · (key_dim + value_dim) + key_dim · value_dim), whatever came before."""
-    chunk_size, position = state.k.shape[2], state.length
+    position = state.length
     rows, slot = torch.arange(len(position), device=position.device), position % chunk_size
     state.k[rows, :, slot] = k
     state.v[rows, :, slot] = v

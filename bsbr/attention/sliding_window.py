@@ -87,9 +87,10 @@ def step(
     k: Float[Tensor, "batch heads head_dim"],
     v: Float[Tensor, "batch heads head_dim"],
     state: State,
+    window_size: int,
 ) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
     """One token after `state`: O(window_size) time, whatever came before."""
-    window_size, position = state.k.shape[2], state.length
+    position = state.length
     rows = torch.arange(len(position), device=position.device)
     state.k[rows, :, position % window_size] = k
     state.v[rows, :, position % window_size] = v

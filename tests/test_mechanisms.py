@@ -1,0 +1,100 @@
+"""What the mixers of the seven mechanisms add to `test_attention.py`, beyond what `test_model.py` says of any model."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from bsbr import MECHANISMS, ModelConfig, TransformerLM
+
+OPTIONS: list[dict] = [
+    {"mechanism": "linear", "feature_map": "relu"},
+    {"mechanism": "linear", "feature_map": "dpfp"},
+    {"mechanism": "linear", "feature_map": "hedgehog"},
+    {"mechanism": "deltanet", "beta": 0.5},
+    {"mechanism": "deltanet", "beta": 1},
+    {"mechanism": "hopfield", "num_steps": 3, "inverse_temperature": 2.0},
+    {"mechanism": "gau", "expansion": 1, "key_dim": 6},
+    {"mechanism": "sliding_window", "window_size": 1},
+]
+every_mechanism = pytest.mark.parametrize("name", MECHANISMS)
+
+
+def make(**options) -> TransformerLM:
+    torch.manual_seed(0)
+    sizes = dict(vocab_size=61, hidden_dim=32, num_heads=2, num_layers=2, ff_dim=48, window_size=8, chunk_size=8)
+    return TransformerLM(ModelConfig(**{**sizes, **options})).double().eval()
+
+
+def tokens(*shape: int) -> Tensor:
+    return torch.randint(61, shape, generator=torch.Generator().manual_seed(1))
+
+
+def test_the_seven_are_there():
+    expected = ["standard", "bsbr", "linear", "deltanet", "sliding_window", "hopfield", "gau"]
+    assert list(MECHANISMS) == expected
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
+def test_with_any_option_decoding_is_reading_at_once(options):
+    """And the option changes what is computed."""
+    model, default = make(**options), make(mechanism=options["mechanism"])
+    ids = tokens(2, 30)
+    whole = model(ids)
+    assert whole.shape == default(ids).shape
+    assert not torch.allclose(whole, default(ids))
+    logits, state = model.prefill(ids[:, :7])
+    for t in range(7, 30):
+        torch.testing.assert_close(logits, whole[:, t - 1], rtol=1e-10, atol=1e-12)
+        logits, state = model.step(ids[:, t], state)
+
+
+@every_mechanism
+def test_rows_of_a_state_can_be_reordered(name):
+    """As beam search does: index_select on the first dimension of every tensor."""
+    model = make(mechanism=name)
+    ids, order = tokens(3, 21), torch.tensor([2, 0, 0])
+    _, state = model.prefill(ids, torch.arange(21) < torch.tensor([[21], [13], [8]]))
+    layers = tuple(type(layer)(*(x.index_select(0, order) for x in layer)) for layer in state.layers)
+    reordered = type(state)(layers, state.length[order])
+    for t in range(20):
+        token = tokens(3, 20)[:, t]
+        logits, state = model.step(token, state)
+        new_logits, reordered = model.step(token[order], reordered)
+        torch.testing.assert_close(new_logits, logits[order], rtol=1e-10, atol=1e-12)
+
+
+@every_mechanism
+def test_a_model_compiles_without_graph_breaks(name):
+    model = make(mechanism=name)
+    ids = tokens(2, 21)
+    compiled = torch.compile(model.encode, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(ids), model.encode(ids), rtol=1e-10, atol=1e-12)
+
+
+@every_mechanism
+def test_every_parameter_is_trained(name):
+    """Each one gets a gradient that is finite, and not zero on a text longer than two chunks and the window."""
+    model = make(mechanism=name).train()
+    model(tokens(2, 40)).logsumexp(-1).mean().backward()
+    for parameter_name, parameter in model.named_parameters():
+        assert parameter.grad is not None, parameter_name
+        assert parameter.grad.isfinite().all(), parameter_name
+        assert parameter.grad.any(), parameter_name
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mechanism": "linear", "feature_map": "exp"}, "feature_map must be one of elu, relu, .* but is 'exp'"),
+        ({"mechanism": "deltanet", "beta": 0.0}, r"beta must lie in \(0, 1\], or be None to be learned, but is 0.0"),
+        ({"mechanism": "deltanet", "beta": 1.5}, r"beta must lie in \(0, 1\]"),
+        ({"mechanism": "sliding_window", "window_size": 0}, "window_size must be a whole number ≥ 1"),
+        ({"mechanism": "hopfield", "num_steps": 0}, "num_steps must be a whole number ≥ 1"),
+        ({"mechanism": "hopfield", "inverse_temperature": 0.0}, "inverse_temperature must be > 0 or None"),
+        ({"mechanism": "gau", "key_dim": 7}, "key_dim must be even"),
+        ({"mechanism": "gau", "expansion": 1.5}, "expansion must be a whole number ≥ 1"),
+    ],
+)
+def test_an_option_that_makes_no_model_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
