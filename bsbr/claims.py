@@ -32,6 +32,11 @@ def load(*quantities: str) -> pd.DataFrame:
     return claims[claims["quantity"].isin(quantities or known)].reset_index(drop=True)
 
 
+def short(document: str) -> str:
+    """A document's name for a table's head or a legend: `Benchmarks (0.1.1)`, `Model Conversion`."""
+    return document.removeprefix("BSBR ").removeprefix("Research ").split(":")[0]
+
+
 def _n(conditions: str) -> int | None:
     found = re.search(r"\bn=(\d+)(?![\d.])", conditions)
     return int(found[1]) if found else None

@@ -122,11 +122,11 @@ def bars(
     return fig.update_layout(barmode="group")
 
 
-def add_claim(fig: go.Figure, x: Sequence[Any], y: Sequence[float], name: str, colour: str = "#7F7F7F") -> go.Figure:
-    """What a seed stated, dotted and hollow so that nobody takes it for a measurement."""
+def add_claim(fig: go.Figure, x: Sequence[Any], y: Sequence[float], name: str, symbol: str = "circle") -> go.Figure:
+    """What a document stated, grey, dotted and hollow so that nobody takes it for a measurement."""
     return fig.add_scatter(
-        x=list(x), y=list(y), name=name, mode="lines+markers", line={"color": colour, "dash": "dot", "width": 1},
-        marker={"symbol": "circle-open", "size": 7},
+        x=list(x), y=list(y), name=name, mode="lines+markers", line={"color": "#7F7F7F", "dash": "dot", "width": 1},
+        marker={"symbol": f"{symbol}-open", "size": 8},
     )  # fmt: skip
 
 
@@ -137,7 +137,8 @@ def axis_toggle(fig: go.Figure) -> go.Figure:
         for name, kind in (("log", "log"), ("linear", "linear"))
     ]
     place = {"x": 1, "xanchor": "right", "y": 1.02, "yanchor": "bottom", "direction": "right", "type": "buttons"}
-    return fig.update_layout(updatemenus=[{"buttons": buttons, "pad": {"t": 0, "b": 2}, **place}])
+    active = 0 if fig.layout.yaxis.type == "log" else 1
+    return fig.update_layout(updatemenus=[{"buttons": buttons, "active": active, "pad": {"t": 0, "b": 2}, **place}])
 
 
 def show(fig: go.Figure, name: str = "chart", place: DisplayHandle | None = None) -> None:
@@ -221,7 +222,8 @@ def interval(value: Any, low: Any = None, high: Any = None, digits: int = 3) -> 
     """`4.19 (4.11–4.25)`: a value with its 95 % interval, or the value alone where there is no interval."""
     if pd.isna(low) or pd.isna(high):
         return number(value, digits)
-    return f"{number(value, digits)} ({number(low, digits)}–{number(high, digits)})"
+    to = " to " if low < 0 else "–"
+    return f"{number(value, digits)} ({number(low, digits)}{to}{number(high, digits)})"
 
 
 def pivot(rows: pd.DataFrame, index: str, columns: str, *, digits: int = 3, intervals: bool = True) -> pd.DataFrame:
