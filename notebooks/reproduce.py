@@ -211,12 +211,13 @@ def execute(run: Run, output: Path) -> Any:
 
 
 def tidy(notebook: Any) -> Any:
-    """The notebook as it pairs with its .py file: no injected cell, no timestamps."""
+    """The notebook as it pairs with its .py file: no injected cell, no timestamps, no random names of cells."""
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     for part in (notebook, *notebook.cells):
         for name in ("papermill", "execution"):
             part.metadata.pop(name, None)
-    for cell in notebook.cells:
+    for position, cell in enumerate(notebook.cells, start=1):
+        cell.id = f"cell-{position}"
         if not cell.metadata.get("tags", True):
             del cell.metadata["tags"]
     return notebook
