@@ -1,32 +1,53 @@
-"""The speed that this project aims at, measured: `python -m bsbr.measure.bench`, or `nox -s bench`.
+"""The speed and memory that this project aims at, measured: `nox -s bench`, or `python -m bsbr.measure.bench`.
 
-One run, float32, one row of tokens, at the sizes of the published comparison. Ends with an error if an aim is missed.
+One run, float32, one row of tokens, at the sizes of the published comparison. Names of parts as arguments run those
+alone. Ends with an error if an aim is missed.
 """
 
 from __future__ import annotations
 
+import argparse
+import json
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 
-from bsbr.measure import machine, scaling, speed
+from bsbr.measure import flops, machine, memory, scaling, speed
+from bsbr.measure.original import Original
+from bsbr.mixers import MECHANISMS
 from bsbr.model import ModelConfig, TransformerLM
 
-LENGTHS = [1024, 2048, 4096, 8192, 16384]
-AIMS: dict[str, tuple[str, float]] = {
-    "encode n = 8192: standard's time over bsbr's": ("≥", 2.5),
-    "encode n = 16384: standard's time over bsbr's": ("≥", 4.0),
-    "exponent of bsbr's encode, n = 1024 … 16384": ("≤", 1.15),
-    "a decoded token of bsbr after 16384 tokens over one after 256": ("<", 1.5),
-}
+QUADRATIC = ("standard", "hopfield")
+GROWING_CACHE = QUADRATIC
+ENCODE_LENGTHS = (1024, 2048, 4096, 8192, 16384)
+MEMORY_LENGTHS = (4096, 16384, 65536)
+RATE_AIMS = {"bsbr": 0.6, "linear": 0.6, "sliding_window": 0.6, "deltanet": 0.4, "gau": 0.4}
 
 
-def models() -> dict[str, TransformerLM]:
-    """BSBR and standard attention at the published sizes, which are the defaults of `ModelConfig`."""
+class Aim(NamedTuple):
+    """A measured number, its spread if it has one, and what it is to be held against."""
+
+    name: str
+    value: float
+    sign: str
+    aim: float
+    spread: str = ""
+
+    @property
+    def kept(self) -> bool:
+        return self.value >= self.aim if self.sign == "≥" else self.value <= self.aim
+
+
+def ratio_aim(name: str, found: speed.Estimate, sign: str, aim: float) -> Aim:
+    return Aim(name, found.value, sign, aim, f" ({found.low:.2f}–{found.high:.2f})")
+
+
+def make(mechanism: str) -> TransformerLM:
+    """The mechanism at the published sizes, which are the defaults of `ModelConfig`."""
     torch.manual_seed(0)
-    return {name: TransformerLM(ModelConfig(mechanism=name)).eval() for name in ("standard", "bsbr")}
+    return TransformerLM(ModelConfig(mechanism=mechanism)).eval()
 
 
 def encode(model: TransformerLM, n: int) -> Callable[[], object]:
@@ -48,36 +69,113 @@ def decode(model: TransformerLM, n: int, new_tokens: int = 50) -> speed.Task:
     return speed.Task(run, prepare=lambda: speed.clone(state))
 
 
-def measure() -> dict[str, speed.Estimate | float]:
-    """The number for each aim, in the order of `AIMS`."""
-    pair = models()
-    times = {}
-    for n in LENGTHS:
-        times[n] = speed.interleave({name: encode(model, n) for name, model in pair.items()}, seconds=10)
-        print(f"encode n = {n:>5}: " + ", ".join(f"{k} {speed.median(v).value:.4f} s" for k, v in times[n].items()))
-    tokens = speed.interleave({str(n): decode(pair["bsbr"], n) for n in (256, 16384)}, seconds=10)
-    growth = scaling.fit_power_law(LENGTHS, [speed.median(times[n]["bsbr"]).value for n in LENGTHS])
-    found: list[speed.Estimate | float] = [
-        speed.ratio(times[8192]["standard"], times[8192]["bsbr"]),
-        speed.ratio(times[16384]["standard"], times[16384]["bsbr"]),
-        growth.exponent,
-        speed.ratio(tokens["16384"], tokens["256"]),
-    ]
-    return dict(zip(AIMS, found, strict=True))
+def encoding() -> Iterator[Aim]:
+    """Time, operations and share of this machine's rate for the same products, for every mechanism by n."""
+    models, times = {name: make(name) for name in MECHANISMS}, {}
+    for n in ENCODE_LENGTHS:
+        tasks = {name: encode(model, n) for name, model in models.items()}
+        times[n] = speed.interleave(tasks, seconds=10)
+        print(f"n = {n}")
+        for name, task in tasks.items():
+            took, alone = speed.median(times[n][name]), sum(flops.seconds_alone(flops.products(task)).values())
+            counted, expected = flops.count(task), flops.expected(models[name].config, n)
+            print(
+                f"  {name:<15} {took.value * 1000:8.1f} ms ({took.low * 1000:.1f}–{took.high * 1000:.1f})"
+                f"  {counted / 1e9:8.2f} GFLOP  {counted / took.value / 1e9:6.1f} GFLOP/s"
+                f"  {alone / took.value:.2f} of the rate of its products"
+            )
+            if counted != expected:
+                raise AssertionError(f"{name}, n = {n}: {counted} operations counted, the formula says {expected}")
+            if n >= 4096 and name in RATE_AIMS:
+                yield Aim(
+                    f"{name}, n = {n}: share of the rate of its products", alone / took.value, "≥", RATE_AIMS[name]
+                )
+    for n, aim in ((8192, 2.5), (16384, 4.0)):
+        gain = speed.ratio(times[n]["standard"], times[n]["bsbr"])
+        yield ratio_aim(f"n = {n}: standard's time over bsbr's", gain, "≥", aim)
+    growth = scaling.fit_power_law(ENCODE_LENGTHS, [speed.median(times[n]["bsbr"]).value for n in ENCODE_LENGTHS])
+    yield Aim("bsbr: exponent of time, n = 1024 … 16384", growth.exponent, "≤", 1.15)
 
 
-def main() -> int:
+def original() -> Iterator[Aim]:
+    """The original implementation of BSBR, which ran before under this name, in turn with ours."""
+    ours, config = make("bsbr"), ModelConfig("bsbr")
+    names = ("vocab_size", "hidden_dim", "num_layers", "num_heads", "chunk_size", "ff_dim")
+    sizes = json.dumps({name: getattr(config, name) for name in names})
+    prompt = torch.randint(config.vocab_size, (1, 1024))
+    with Original(sizes, torch.get_num_threads()) as theirs:
+        reading = {"theirs": lambda: theirs.run("encode", 4096), "ours": encode(ours, 4096)}
+        writing = {"theirs": lambda: theirs.run("generate", 1024), "ours": lambda: ours.generate(prompt, 50)}
+        read = speed.interleave(reading, seconds=30)
+        written = speed.interleave(writing, seconds=40, min_rounds=6)
+    yield ratio_aim("n = 4096: the original's time over bsbr's", speed.ratio(read["theirs"], read["ours"]), "≥", 20)
+    gain = speed.ratio(written["theirs"], written["ours"])
+    yield ratio_aim("50 tokens after 1024: the original's time over bsbr's", gain, "≥", 40)
+
+
+def decoding() -> Iterator[Aim]:
+    """A decoded token after 256 and after 16384 tokens, for every mechanism."""
+    for name in MECHANISMS:
+        model = make(name)
+        times = speed.interleave({str(n): decode(model, n) for n in (256, 16384)}, seconds=8)
+        after = {n: speed.median(taken / 50 * 1000) for n, taken in times.items()}
+        print(f"  {name:<15} " + ", ".join(f"{found.value:.2f} ms after {n} tokens" for n, found in after.items()))
+        if name not in GROWING_CACHE:
+            grown = speed.ratio(times["16384"], times["256"])
+            yield ratio_aim(f"{name}: a token after 16384 over one after 256", grown, "≤", 1.5)
+
+
+def reading(mechanism: str, n: int, threads: int) -> Callable[[], object]:
+    """For a child process of `memory.peak`."""
+    torch.set_num_threads(threads)
+    task = encode(make(mechanism), n)
+    encode(make(mechanism), 64)()  # what a first call of any size loads and keeps is not the mechanism's
+    return task
+
+
+def remembering() -> Iterator[Aim]:
+    """Peak memory of reading up to 65,536 tokens, and how it grows, for every mechanism that can read so many."""
+    for name in MECHANISMS:
+        if name in QUADRATIC:
+            continue
+        peaks = {n: memory.peak(reading, name, n, torch.get_num_threads()) for n in MEMORY_LENGTHS}
+        added = ", ".join(f"{peak.added / 2**20:.0f} MiB at n = {n}" for n, peak in peaks.items())
+        print(f"  {name:<15} adds {added}; in all {peaks[65536].peak / 2**30:.2f} GiB at n = 65536")
+        growth = scaling.fit_power_law(MEMORY_LENGTHS, [peaks[n].added for n in MEMORY_LENGTHS])
+        yield Aim(f"{name}, n = 65536: peak of the whole process in GiB", peaks[65536].peak / 2**30, "≤", 4)
+        yield Aim(f"{name}: exponent of added memory, n = 4096 … 65536", growth.exponent, "≤", 1.15)
+        model = make(name)
+        times = speed.interleave({str(n): encode(model, n) for n in MEMORY_LENGTHS}, seconds=10, min_rounds=5)
+        growth = scaling.fit_power_law(MEMORY_LENGTHS, [speed.median(times[str(n)]).value for n in MEMORY_LENGTHS])
+        yield Aim(f"{name}: exponent of time, n = 4096 … 65536", growth.exponent, "≤", 1.15)
+
+
+PARTS: dict[str, Callable[[], Iterator[Aim]]] = {
+    "encoding": encoding,
+    "original": original,
+    "decoding": decoding,
+    "memory": remembering,
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="nox -s bench --", description=(__doc__ or "").split("\n")[0])
+    parser.add_argument(
+        "parts", nargs="*", choices=[*PARTS, []], metavar="part", help=f"of {', '.join(PARTS)}; all by default"
+    )
+    parts = parser.parse_args(arguments).parts or list(PARTS)
     here = machine.describe()
-    print(f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads")
-    missed = 0
-    for name, found in measure().items():
-        value = found.value if isinstance(found, speed.Estimate) else found
-        spread = f" ({found.low:.2f}–{found.high:.2f})" if isinstance(found, speed.Estimate) else ""
-        sign, aim = AIMS[name]
-        kept = {"≥": value >= aim, "≤": value <= aim, "<": value < aim}[sign]
-        missed += not kept
-        print(f"{'kept  ' if kept else 'MISSED'}  {name}: {value:.2f}{spread}, aim {sign} {aim}")
-    return int(missed > 0)
+    print(f"{here['cpu']}, {here['cores']} cores, {here['threads']} threads, PyTorch {torch.__version__}")
+    aims = []
+    for name in parts:
+        print(f"\n{name}: {(PARTS[name].__doc__ or '').strip()}", flush=True)
+        aims += list(PARTS[name]())
+    print("\nAims")
+    for aim in aims:
+        print(
+            f"{'kept  ' if aim.kept else 'MISSED'}  {aim.name}: {aim.value:.2f}{aim.spread}, aim {aim.sign} {aim.aim:g}"
+        )
+    return int(not all(aim.kept for aim in aims))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """The one counter of floating-point operations, and the rate at which this machine multiplies the same matrices.
 
 A multiplication and an addition are two operations. `torch.utils.flop_counter` counts matrix products. It has no
-rule for two of our operations, so both get one here: the fused attention kernel of CPUs, counted for the pairs of tokens
-that a causal mask lets through, which is the work that has to be done; and the triangular solve of `deltanet`.
+rule for two of our operations, so both get one here: the fused attention kernel of CPUs, counted for the pairs of
+tokens that a causal mask lets through, which is the work to be done; and the triangular solve of `deltanet`.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsbr.measure import speed
+from bsbr.model import ModelConfig
 
 aten = torch.ops.aten
 ROWS_AT_ONCE = 256  # a fused kernel multiplies blocks of rows: the matrix of all scores never exists
@@ -139,4 +140,96 @@ def _rule(operation: Any) -> Callable[..., int]:
 _RULES = {
     operation: _rule(operation)
     for operation in (aten._scaled_dot_product_flash_attention_for_cpu, aten.linalg_solve_triangular)
+}
+
+
+# -- The formula ----------------------------------------------------------------------------------
+
+
+def expected(config: ModelConfig, n: int) -> int:
+    """Operations of `TransformerLM.encode` on one row of n tokens, from the sizes alone.
+
+    What the counter is checked against. Written for the options of `ModelConfig` that are set by default.
+    """
+    mix, feed = _MIXING[config.mechanism](config, n), 4 * n * config.hidden_dim * config.ff_dim
+    return config.num_layers * (mix + feed)
+
+
+def _whole(n: int, size: int) -> int:
+    """n rounded up to a multiple of `size`."""
+    return -(-n // size) * size
+
+
+def _projections(config: ModelConfig, n: int) -> int:
+    return 2 * n * config.hidden_dim * 4 * config.hidden_dim
+
+
+def _causal(config: ModelConfig, n: int) -> int:
+    return 2 * n * (n + 1) * config.hidden_dim
+
+
+def _sums_before(chunks: int, numbers: int) -> int:
+    """The running sums over chunks: a product with a triangle of ones in each group of 16."""
+    return 2 * 16 * _whole(chunks, 16) * numbers
+
+
+def _hopfield(config: ModelConfig, n: int) -> int:
+    return _projections(config, n) + config.num_steps * _causal(config, n)
+
+
+def _bsbr(config: ModelConfig, n: int) -> int:
+    size, d, p = config.chunk_size, config.hidden_dim, config.hidden_dim // config.num_heads
+    meta = 4 * (n // size) * d * d
+    if n <= size:
+        return _projections(config, n) + _causal(config, n) + meta
+    padded = _whole(n, size)
+    retrieving = padded // size - 1
+    states, read = 2 * retrieving * size * p * d, 2 * padded * p * d
+    mixing = 2 * retrieving**2 * d + 2 * retrieving**2 * p * d
+    return _projections(config, n) + padded // size * _causal(config, size) + meta + states + mixing + read
+
+
+def _linear(config: ModelConfig, n: int) -> int:
+    size, p, heads = min(64, n), config.hidden_dim // config.num_heads, config.num_heads
+    padded = _whole(n, size)
+    inside = 2 * padded * size * heads * (2 * p + 1)
+    sums_and_reading = 4 * padded * p * (p + 1) * heads
+    return _projections(config, n) + inside + sums_and_reading + _sums_before(padded // size, p * (p + 1) * heads)
+
+
+def _deltanet(config: ModelConfig, n: int) -> int:
+    size, d, p = min(64, n), config.hidden_dim, config.hidden_dim // config.num_heads
+    padded = _whole(n, size)
+    inside = 2 * padded * size * d * (1 + 1 + 2 + 2)  # K Kᵀ, Q Kᵀ, T [K, V] and A [W, U]
+    solve = padded * size * size * config.num_heads
+    outside = 2 * padded * p * d * 3 + 2 * padded // size * p * p * d  # Kᵀ [W, U], reading; S from chunk to chunk
+    beta = 2 * n * d * config.num_heads if config.beta is None else 0
+    return _projections(config, n) + inside + solve + outside + beta
+
+
+def _sliding_window(config: ModelConfig, n: int) -> int:
+    window, d = config.window_size, config.hidden_dim
+    if n <= window:
+        return _projections(config, n) + _causal(config, n)
+    block = max(window // 4, 32)
+    rest = 4 * _whole(n - window, block) * (window + block) * d
+    return _projections(config, n) + _causal(config, window) + rest
+
+
+def _gau(config: ModelConfig, n: int) -> int:
+    size, d, s = min(config.chunk_size, n), config.hidden_dim, config.key_dim
+    e, padded = config.expansion * config.hidden_dim, _whole(n, size)
+    projections = 2 * n * d * (3 * e + s)
+    attention = 2 * padded * size * (s + e) + 4 * padded * s * e
+    return projections + attention + _sums_before(padded // size, s * e)
+
+
+_MIXING: dict[str, Callable[[ModelConfig, int], int]] = {
+    "standard": lambda config, n: _projections(config, n) + _causal(config, n),
+    "bsbr": _bsbr,
+    "linear": _linear,
+    "deltanet": _deltanet,
+    "sliding_window": _sliding_window,
+    "hopfield": _hopfield,
+    "gau": _gau,
 }

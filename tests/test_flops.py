@@ -1,0 +1,24 @@
+"""The counter counts what the formulas say, for every mechanism, whatever n is to a chunk."""
+
+import pytest
+import torch
+
+from bsbr import MECHANISMS, ModelConfig, TransformerLM
+from bsbr.measure import flops
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("n", [1, 31, 64, 65, 128, 129, 300])
+def test_counted_operations_are_those_of_the_formula(mechanism, n):
+    config = ModelConfig(mechanism, vocab_size=10, hidden_dim=32, num_heads=2, ff_dim=48, chunk_size=64, window_size=64)
+    model, ids = TransformerLM(config).eval(), torch.zeros(1, n, dtype=torch.long)
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            assert flops.count(lambda: model.encode(ids)) == flops.expected(config, n)
+            assert sum(flops.products(lambda: model.encode(ids)).values()) == flops.expected(config, n)
+
+
+def test_a_shape_alone_takes_longer_for_more_operations():
+    product = flops.Product(batch=1, rows=64, inner=64, columns=64)
+    once, often = flops.seconds_alone({product: product.flops}), flops.seconds_alone({product: 1000 * product.flops})
+    assert 0 < once[product] < often[product]
