@@ -35,6 +35,7 @@ from bsbr.measure import machine
 NOTEBOOKS = provenance.ROOT / "notebooks"
 BOOK = provenance.ROOT / "_build" / "html" / "index.html"
 BUILD_BOOK = ["jupyter-book", "build", ".", "--all", "--warningiserror", "--keep-going"]
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 STOPPED = 130
 
 
@@ -202,6 +203,7 @@ def execute(run: Run, output: Path) -> Any:
         parameters={"target": run.target, "profile": run.profile},
         engine_name="announcing",
         kernel_name="python3",
+        language="python",
         cwd=(NOTEBOOKS / run.experiment).parent,
         progress_bar=False,
         stdout_file=sys.stdout,
@@ -213,13 +215,11 @@ def execute(run: Run, output: Path) -> Any:
 def tidy(notebook: Any) -> Any:
     """The notebook as it pairs with its .py file: no injected cell, no timestamps, no random names of cells."""
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
-    for part in (notebook, *notebook.cells):
-        for name in ("papermill", "execution"):
-            part.metadata.pop(name, None)
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for position, cell in enumerate(notebook.cells, start=1):
         cell.id = f"cell-{position}"
-        if not cell.metadata.get("tags", True):
-            del cell.metadata["tags"]
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
     return notebook
 
 

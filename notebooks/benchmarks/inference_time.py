@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#   kernelspec:
-#     display_name: Python 3 (ipykernel)
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Inference time
 #
@@ -281,6 +267,7 @@ figures.table(
     figures.pivot(tokens, "n", "mechanism"), caption="Milliseconds a token after n tokens, median and 95 % interval"
 )
 figures.show_provenance(result)
+
 
 # %% [markdown]
 # ## Growth
