@@ -185,9 +185,8 @@ def measure(run: Run) -> None:
         run.seconds = time.perf_counter() - begin
     if run.profile == "full":
         if run.target == "cpu":  # the pages of the book are the CPU's
-            results.write_whole(
-                staging / "notebooks" / f"{run.experiment}.ipynb", nbformat.writes(tidy(notebook)) + "\n"
-            )
+            page = staging / "notebooks" / f"{run.experiment}.ipynb"
+            results.write_whole(page, nbformat.writes(tidy(notebook)) + "\n")
         install(staging)
     here = results.load(run.experiment, run.target, run.profile)
     if run.published is not None:
@@ -241,7 +240,7 @@ def install(staging: Path) -> None:
     for part, place in places.items():
         for file in sorted((ready / part).rglob("*.*")):
             results.write_whole(place / file.relative_to(ready / part), file.read_text(encoding="utf-8"))
-    shutil.rmtree(ready)
+    shutil.rmtree(ready, ignore_errors=True)
 
 
 def finish_installing() -> None:
@@ -270,7 +269,7 @@ def report(runs: list[Run]) -> None:
         if run.error:
             say(f"  failed: {run.error}")
         elif run.published is None:
-            say("  nothing is published for this target yet, so there is nothing to compare with")
+            say("  nothing was published for this target before, so there is nothing to compare with")
         else:
             _report_numbers(run)
     together = pd.concat([run.comparison for run in runs]) if runs else pd.DataFrame()

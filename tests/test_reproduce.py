@@ -79,7 +79,7 @@ def test_progress_names_the_notebook_the_cell_and_how_far(tiny: tuple[Path, str]
 
 
 def test_without_published_results_the_report_says_so(tiny: tuple[Path, str]) -> None:
-    assert "nothing is published" in tiny[1]
+    assert "nothing was published" in tiny[1]
 
 
 def test_the_report_sets_each_published_number_beside_this_machines(tiny: tuple[Path, str]) -> None:
