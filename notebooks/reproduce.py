@@ -212,13 +212,15 @@ def execute(run: Run, output: Path) -> Any:
 
 
 def tidy(notebook: Any) -> Any:
-    """The notebook as it pairs with its .py file: no injected cell, no timestamps, no random names of cells."""
+    """The notebook as it pairs with its .py file, without anything that differs from run to run by itself."""
     notebook.cells = [cell for cell in notebook.cells if "injected-parameters" not in cell.metadata.get("tags", [])]
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for position, cell in enumerate(notebook.cells, start=1):
         cell.id = f"cell-{position}"
         tags = cell.metadata.get("tags")
         cell.metadata = {"tags": tags} if tags else {}
+        if tags and "remove-output" in tags:
+            cell.outputs = []
     return notebook
 
 
