@@ -1,0 +1,146 @@
+"""How alike two language models are on one text: perplexity, agreement of predictions, distance of logits and layers.
+
+Logits are computed from the last hidden states a slice at a time, so memory stays at a few slices of
+positions × vocabulary, whatever the length of the text.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from scipy import stats
+from torch import Tensor, nn
+
+TOP = (1, 5, 10)
+POSITIONS_AT_ONCE = 256
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a model makes of one text: every layer's hidden states, and the layer that turns the last into logits."""
+
+    ids: Int[Tensor, " n"]
+    hidden: Float[Tensor, "layers n hidden_dim"]
+    head: nn.Module
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """A model's reading beside the original's. Means over positions; agreement in %, divergence in nats."""
+
+    perplexity: float
+    original_perplexity: float
+    agreement: dict[int, float]
+    cosine: float
+    mse: float
+    kl: float
+    hidden_cosine: list[float]
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """The model's perplexity over the original's."""
+        return self.perplexity / self.original_perplexity
+
+
+@torch.inference_mode()
+def read(model: Any, ids: Int[Tensor, "1 n"]) -> Reading:
+    """One pass over a text, without a cache.
+
+    Args:
+        model: a causal language model of transformers.
+        ids: one row of at least two tokens.
+
+    Returns:
+        hidden states after the embedding, after each layer and, last, after the final norm.
+
+    Raises:
+        ValueError: ids is not one row of two tokens or more.
+    """
+    if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 2:
+        raise ValueError(f"ids: expected one row of two tokens or more, got shape {tuple(ids.shape)}")
+    hidden = model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states
+    return Reading(ids[0], torch.cat(hidden), model.get_output_embeddings())
+
+
+@torch.inference_mode()
+def compare(original: Reading, model: Reading) -> Similarity:
+    """How far a model's predictions and layers are from the original's on the same text.
+
+    - agreement at k: share of the original's k most likely next tokens that are among the model's k;
+    - cosine and MSE: between the two vectors of logits at a position;
+    - KL: Σ p log(p/q), p the original's next-token distribution and q the model's;
+    - hidden cosine: by layer, the embedding first.
+
+    Raises:
+        ValueError: the two have read different texts.
+    """
+    if not torch.equal(original.ids, model.ids):
+        raise ValueError("model: expected a reading of the same text as the original's, got another text")
+    n = len(original.ids)
+    slices = [_compare_slice(original, model, a, min(a + POSITIONS_AT_ONCE, n)) for a in range(0, n, POSITIONS_AT_ONCE)]
+    sums = {name: sum(part[name] for part in slices) for name in slices[0]}
+    return Similarity(
+        perplexity=math.exp(sums["model_loss"] / (n - 1)),
+        original_perplexity=math.exp(sums["original_loss"] / (n - 1)),
+        agreement={k: 100 * sums[f"top_{k}"] / n for k in TOP},
+        cosine=sums["cosine"] / n,
+        mse=sums["mse"] / n,
+        kl=sums["kl"] / n,
+        hidden_cosine=[
+            F.cosine_similarity(a.double(), b.double(), dim=-1).mean().item()
+            for a, b in zip(original.hidden, model.hidden, strict=True)
+        ],
+    )
+
+
+def _compare_slice(original: Reading, model: Reading, a: int, b: int) -> dict[str, float]:
+    """Sums over positions a … b−1."""
+    p, q = (reading.head(reading.hidden[-1, a:b]).float() for reading in (original, model))
+    next_tokens = original.ids[a + 1 : b + 1]
+    sums = {
+        "cosine": F.cosine_similarity(p, q, dim=-1).sum().item(),
+        "mse": (p - q).square().mean(-1).sum().item(),
+    }
+    top_p, top_q = (x.topk(min(max(TOP), x.shape[1]), dim=-1).indices for x in (p, q))
+    for k in TOP:
+        shared = (top_p[:, :k, None] == top_q[:, None, :k]).any(-1).float().mean(-1)
+        sums[f"top_{k}"] = shared.sum().item()
+    log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
+    sums["kl"] = F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
+    for name, log in (("original_loss", log_p), ("model_loss", log_q)):
+        sums[name] = F.nll_loss(log[: len(next_tokens)], next_tokens, reduction="sum").item()
+    return sums
+
+
+@dataclass(frozen=True)
+class Mean:
+    """A mean over documents, its 95 % interval, and the standard deviation between documents."""
+
+    value: float
+    low: float
+    high: float
+    deviation: float
+    samples: int
+
+
+def mean(values: Sequence[float]) -> Mean:
+    """Mean with a 95 % interval by Student's t, the documents taken as independent. One document has no interval.
+
+    Raises:
+        ValueError: there are no values.
+    """
+    if not len(values):
+        raise ValueError("values: expected at least one, got none")
+    value, samples = float(np.mean(values)), len(values)
+    if samples == 1:
+        return Mean(value, math.nan, math.nan, math.nan, 1)
+    deviation = float(np.std(values, ddof=1))
+    margin = float(stats.t.ppf(0.975, samples - 1)) * deviation / math.sqrt(samples)
+    return Mean(value, value - margin, value + margin, deviation, samples)
