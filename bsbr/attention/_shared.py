@@ -1,11 +1,13 @@
-"""What more than one mechanism needs: cutting into chunks, sums over the chunks before, and rings of recent tokens."""
+"""What more than one mechanism needs: chunks, states carried from chunk to chunk, and rings of recent tokens."""
+
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-_GROUP = 16
+CHUNKS_AT_ONCE = 32
 
 
 def split_chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunks chunk_size dim"]:
@@ -16,19 +18,34 @@ def split_chunks(x: Tensor, chunk_size: int) -> Float[Tensor, "batch heads chunk
     return x.unflatten(2, (-1, chunk_size))
 
 
-def sum_before(x: Float[Tensor, "batch heads chunks rows cols"]) -> Float[Tensor, "batch heads chunks rows cols"]:
-    """For each chunk, the sum over the chunks before it; zeros for the first.
+def scan(
+    read: Callable[..., tuple[Tensor, Tensor]], inputs: Sequence[Tensor], state: Tensor, chunk_size: int
+) -> tuple[Float[Tensor, "batch heads n dim"], Tensor]:
+    """`read(state, *piece) -> (out, state)` over pieces of the inputs, (batch, heads, n, …) each, in sequence.
 
-    In groups of chunks, by one product with a triangle of ones inside each and a running sum over the groups: linear
-    in `chunks`, and several times as fast as `torch.cumsum`, which strides through memory. Nothing later is added and
-    taken off again, so rounding carries nothing back from the future.
+    A piece is many chunks, so that its products fill the processor, and few enough that what lies between them stays in
+    its cache and memory does not grow with n. This more than pays for the loop.
     """
-    chunks = x.shape[2]
-    groups = F.pad(x.flatten(3), (0, 0, 0, -chunks % _GROUP)).unflatten(2, (-1, _GROUP))
-    before = F.pad(groups[:, :, :-1].sum(3).cumsum(2), (0, 0, 1, 0))
-    triangle = torch.ones(_GROUP, _GROUP, dtype=x.dtype, device=x.device).tril(-1)
-    sums = triangle @ groups + before[:, :, :, None]
-    return sums.flatten(2, 3)[:, :, :chunks].unflatten(3, x.shape[3:])
+    size = CHUNKS_AT_ONCE * chunk_size
+    outputs = []
+    for piece in zip(*(x.split(size, dim=2) for x in inputs), strict=True):
+        out, state = read(state, *piece)
+        outputs.append(out)
+    return torch.cat(outputs, dim=2) if len(outputs) > 1 else outputs[0], state
+
+
+def running_sums(
+    state: Float[Tensor, "batch heads rows cols"], chunk_sums: Float[Tensor, "batch heads chunks rows cols"]
+) -> tuple[Float[Tensor, "batch heads chunks rows cols"], Float[Tensor, "batch heads rows cols"]]:
+    """`state` plus the sums of the chunks before each chunk, and plus all of them.
+
+    One product with a triangle of ones, several times as fast as `torch.cumsum` along this dimension.
+    """
+    chunks = chunk_sums.shape[2]
+    triangle = torch.ones(chunks + 1, chunks, dtype=state.dtype, device=state.device).tril(-1)
+    sums = triangle @ chunk_sums.flatten(3) + state.flatten(2)[:, :, None]
+    sums = sums.unflatten(3, state.shape[2:])
+    return sums[:, :, :-1], sums[:, :, -1]
 
 
 def ring_tokens(position: Int[Tensor, " batch"], window: int) -> Int[Tensor, "batch window"]:

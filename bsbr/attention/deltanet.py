@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsbr.attention._shared import accumulate_in, is_before, split_chunks
+from bsbr.attention._shared import accumulate_in, is_before, scan, split_chunks
 
 SMALLEST_NORM = 1e-6
 
@@ -106,29 +106,34 @@ def _scan(
         O  = Q S + A (U − W S) = A U + (Q − A W) S        A = lower part of Q Kᵀ
         S' = S + Kᵀ (U − W S) = Kᵀ U + (I − Kᵀ W) S
     """
-    n, dtype = q.shape[2], q.dtype
-    inputs = (_normalise(q), _normalise(k), v.to(accumulate_in(dtype)), beta[..., None].to(accumulate_in(dtype)))
-    q, k, v, beta = (split_chunks(x, min(chunk_size, n)) for x in inputs)
-    head_dim, transposed = k.shape[-1], k.transpose(-1, -2)
-    triangle = beta * (k @ transposed)  # the solver reads no more than what lies below the diagonal
-    solved = torch.linalg.solve_triangular(triangle, beta[..., 0].diag_embed(), upper=False, unitriangular=True)
-    corrections = solved @ torch.cat([k, v], dim=-1)
-    reads = (q @ transposed).tril_() @ corrections
-    writes = transposed @ corrections
-    keep = torch.eye(head_dim, dtype=k.dtype, device=k.device) - writes[..., :head_dim]
-    before, memory = _run(keep, writes[..., head_dim:])
-    out = reads[..., head_dim:] + (q - reads[..., :head_dim]) @ before
-    return out.flatten(2, 3)[:, :, :n].to(dtype), memory
+    dtype, wide, dim = q.dtype, accumulate_in(q.dtype), k.shape[-1]
+    identity = torch.eye(dim, dtype=wide, device=k.device)
+
+    def read(memory: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        n = q.shape[2]
+        inputs = (_normalise(q), _normalise(k), v.to(wide), beta[..., None].to(wide))
+        q, k, v, beta = (split_chunks(x, min(chunk_size, n)) for x in inputs)
+        transposed = k.transpose(-1, -2)
+        triangle = beta * (k @ transposed)  # the solver reads no more than what lies below the diagonal
+        solved = torch.linalg.solve_triangular(triangle, beta[..., 0].diag_embed(), upper=False, unitriangular=True)
+        corrections = solved @ torch.cat([k, v], dim=-1)
+        reads = (q @ transposed).tril_() @ corrections
+        writes = transposed @ corrections
+        before, memory = _run(memory, identity - writes[..., :dim], writes[..., dim:])
+        out = (q - reads[..., :dim]) @ before + reads[..., dim:]
+        return out.flatten(2, 3)[:, :, :n].to(dtype), memory
+
+    start = torch.zeros(*k.shape[:2], dim, v.shape[-1], dtype=wide, device=k.device)
+    return scan(read, (q, k, v, beta), start, chunk_size)
 
 
 def _run(
+    memory: Float[Tensor, "batch heads head_dim head_dim"],
     keep: Float[Tensor, "batch heads chunks head_dim head_dim"],
     write: Float[Tensor, "batch heads chunks head_dim head_dim"],
 ) -> tuple[Float[Tensor, "batch heads chunks head_dim head_dim"], Float[Tensor, "batch heads head_dim head_dim"]]:
     """S before each chunk and after the last, from S' = keep S + write: the part that has to go chunk by chunk."""
-    memory = torch.zeros_like(write[:, :, 0]).flatten(0, 1)
-    before = []
+    before = [memory.flatten(0, 1)]
     for chunk_keep, chunk_write in zip(keep.flatten(0, 1).unbind(1), write.flatten(0, 1).unbind(1), strict=True):
-        before.append(memory)
-        memory = torch.baddbmm(chunk_write, chunk_keep, memory)
-    return torch.stack(before, dim=1).view(write.shape), memory.view(write[:, :, 0].shape)
+        before.append(torch.baddbmm(chunk_write, chunk_keep, before[-1]))
+    return torch.stack(before[:-1], dim=1).view(write.shape), before[-1].view(memory.shape)

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsbr.attention._shared import accumulate_in, gather_tokens, is_before, split_chunks, sum_before
+from bsbr.attention._shared import accumulate_in, gather_tokens, is_before, running_sums, scan, split_chunks
 
 
 class State(NamedTuple):
@@ -80,11 +80,11 @@ def prefill(
         lengths = torch.full((q.shape[0],), n, device=q.device)
     start = lengths // chunk_size * chunk_size
     # No token reads the sum of its own chunk, so leaving out the open one changes no real token's output.
-    out, chunk_sums = _scan(q, k, q_lin, k_lin * is_before(start, n), v, chunk_size)
+    out, closed = _scan(q, k, q_lin, k_lin * is_before(start, n), v, chunk_size)
     held = (start[:, None] + torch.arange(chunk_size, device=q.device)).clamp(max=n - 1)
     held_k, held_v, held_k_lin = (gather_tokens(x, held) for x in (k, v, k_lin))
     opened = _sum(held_k_lin * is_before(lengths - start, chunk_size), held_v)
-    return out, State(held_k, held_v, chunk_sums.sum(2), opened, lengths.clone())
+    return out, State(held_k, held_v, closed, opened, lengths.clone())
 
 
 def step(
@@ -127,15 +127,22 @@ def _scan(
     k_lin: Float[Tensor, "batch heads n key_dim"],
     v: Float[Tensor, "batch heads n value_dim"],
     chunk_size: int,
-) -> tuple[Float[Tensor, "batch heads n value_dim"], Float[Tensor, "batch heads chunks key_dim value_dim"]]:
-    """All outputs, and each chunk's Σ k′ vᵀ."""
-    n, dtype = q.shape[2], v.dtype
-    inputs = (x.to(accumulate_in(x.dtype)) for x in (q, k, q_lin, k_lin, v))
-    q, k, q_lin, k_lin, v = (split_chunks(x, min(chunk_size, n)) for x in inputs)
-    chunk_sums = k_lin.transpose(-1, -2) @ v
+) -> tuple[Float[Tensor, "batch heads n value_dim"], Float[Tensor, "batch heads key_dim value_dim"]]:
+    """All outputs, and Σ k′ vᵀ over all tokens."""
+    dtype, wide = v.dtype, accumulate_in(v.dtype)
     # relu² of a scaled product, with the division by the chunk's size drawn into the scale.
     scale = 1 / math.sqrt(q.shape[-1] * chunk_size)
-    inside = (scale * q @ k.transpose(-1, -2)).tril_().relu_().square()
-    earlier = torch.arange(v.shape[2], device=v.device)[:, None, None] * chunk_size
-    out = inside @ v + (q_lin / earlier.clamp(min=1)) @ sum_before(chunk_sums)
-    return out.flatten(2, 3)[:, :, :n].to(dtype), chunk_sums
+    chunk = torch.arange(q.shape[2], device=q.device) // chunk_size
+    share = 1 / (chunk * chunk_size).clamp(min=1).to(wide)  # of each token summed by the linear part
+
+    def read(sums: Tensor, q: Tensor, k: Tensor, q_lin: Tensor, k_lin: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        n = q.shape[2]
+        inputs = (q.to(wide) * scale, k.to(wide), q_lin.to(wide), k_lin.to(wide), v.to(wide))
+        q, k, q_lin, k_lin, v = (split_chunks(x, min(chunk_size, n)) for x in inputs)
+        before, sums = running_sums(sums, k_lin.transpose(-1, -2) @ v)
+        inside = (q @ k.transpose(-1, -2)).tril_().relu_().square()
+        out = (inside @ v).add_(q_lin @ before)
+        return out.flatten(2, 3)[:, :, :n].to(dtype), sums
+
+    start = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
+    return scan(read, (q, k, q_lin * share[:, None], k_lin, v), start, chunk_size)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsbr.attention._shared import accumulate_in, is_before, split_chunks, sum_before
+from bsbr.attention._shared import accumulate_in, is_before, running_sums, scan, split_chunks
 
 SMALLEST_DIVISOR = 1e-6
 
@@ -79,7 +79,7 @@ def attend(
     Raises:
         ValueError: `feature_map` is not one of `FEATURE_MAPS`.
     """
-    return _divide(_scan(*_features(q, k, v, feature_map), chunk_size)[0], q)
+    return _scan(q, k, _with_one(v), feature_map_named(feature_map), chunk_size)[0]
 
 
 def prefill(
@@ -91,11 +91,11 @@ def prefill(
     lengths: Int[Tensor, " batch"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
     """`attend`, and the sums over the first `lengths` tokens of each row (all n of them by default)."""
-    features_q, features_k, values = _features(q, k, v, feature_map)
+    v = _with_one(v)
     if lengths is not None:
-        features_k = features_k * is_before(lengths, k.shape[2])
-    out, chunk_sums = _scan(features_q, features_k, values, chunk_size)
-    return _divide(out, q), State(chunk_sums.sum(2))
+        v = v * is_before(lengths, v.shape[2])
+    out, sums = _scan(q, k, v, feature_map_named(feature_map), chunk_size)
+    return out, State(sums)
 
 
 def step(
@@ -106,9 +106,10 @@ def step(
     feature_map: str = "elu",
 ) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
     """One token after `state`: O(head_dim²) time, whatever came before."""
-    features_q, features_k, values = _features(q, k, v, feature_map)
-    sums = state.sums + features_k[..., :, None] * values[..., None, :]
-    return _divide((features_q[..., None, :] @ sums)[..., 0, :], q), State(sums)
+    dtype, phi = q.dtype, feature_map_named(feature_map)
+    q, k, v = (x.to(accumulate_in(dtype)) for x in (q, k, _with_one(v)))
+    sums = state.sums + phi(k)[..., None] * v[..., None, :]
+    return _divide((phi(q)[..., None, :] @ sums)[..., 0, :]).to(dtype), State(sums)
 
 
 def feature_map_named(name: str) -> Callable[[Tensor], Tensor]:
@@ -118,30 +119,33 @@ def feature_map_named(name: str) -> Callable[[Tensor], Tensor]:
     return FEATURE_MAPS[name]
 
 
-def _features(q: Tensor, k: Tensor, v: Tensor, feature_map: str) -> tuple[Tensor, Tensor, Tensor]:
-    """φ(q), φ(k) and [v, 1]: with the extra column, one product gives the numerator and the divisor."""
-    q, k, v = (x.to(accumulate_in(x.dtype)) for x in (q, k, v))
-    phi = feature_map_named(feature_map)
-    return phi(q), phi(k), F.pad(v, (0, 1), value=1.0)
+def _with_one(v: Float[Tensor, "*rest head_dim"]) -> Float[Tensor, "*rest head_dim_plus_1"]:
+    """[v, 1]: with the extra column, one product gives the numerator and the divisor."""
+    return F.pad(v, (0, 1), value=1.0)
+
+
+def _divide(out: Float[Tensor, "*rest head_dim_plus_1"]) -> Float[Tensor, "*rest head_dim"]:
+    return out[..., :-1] / out[..., -1:].clamp(min=SMALLEST_DIVISOR)
 
 
 def _scan(
-    q: Float[Tensor, "batch heads n features"],
-    k: Float[Tensor, "batch heads n features"],
-    v: Float[Tensor, "batch heads n dim"],
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim_plus_1"],
+    phi: Callable[[Tensor], Tensor],
     chunk_size: int,
-) -> tuple[Float[Tensor, "batch heads n dim"], Float[Tensor, "batch heads chunks features dim"]]:
-    """Σ_{i ≤ t} (q_t · k_i) v_i for every t, and each chunk's Σ k_i v_iᵀ."""
-    n = q.shape[2]
-    q, k, v = (split_chunks(x, min(chunk_size, n)) for x in (q, k, v))
-    chunk_sums = k.transpose(-1, -2) @ v
-    inside = (q @ k.transpose(-1, -2)).tril_()
-    out = inside @ v + q @ sum_before(chunk_sums)
-    return out.flatten(2, 3)[:, :, :n], chunk_sums
+) -> tuple[Float[Tensor, "batch heads n head_dim"], Float[Tensor, "batch heads features head_dim_plus_1"]]:
+    """All outputs, and the last sums."""
+    dtype, wide = q.dtype, accumulate_in(q.dtype)
 
+    def read(sums: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        n = q.shape[2]
+        q, k, v = (split_chunks(x, min(chunk_size, n)) for x in (phi(q.to(wide)), phi(k.to(wide)), v.to(wide)))
+        before, sums = running_sums(sums, k.transpose(-1, -2) @ v)
+        inside = (q @ k.transpose(-1, -2)).tril_()
+        out = (inside @ v).add_(q @ before)
+        return _divide(out).flatten(2, 3)[:, :, :n].to(dtype), sums
 
-def _divide(
-    out: Float[Tensor, "batch heads *n head_dim_plus_1"], q: Tensor
-) -> Float[Tensor, "batch heads *n head_dim"]:
-    """The numerator by the divisor in its last column, in the dtype of `q`."""
-    return (out[..., :-1] / out[..., -1:].clamp(min=SMALLEST_DIVISOR)).to(q.dtype)
+    features = phi(k[:, :, :1].to(wide)).shape[-1]
+    start = torch.zeros(*k.shape[:2], features, v.shape[-1], dtype=wide, device=k.device)
+    return scan(read, (q, k, v), start, chunk_size)
