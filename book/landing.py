@@ -26,36 +26,36 @@ def speed_cards(experiment: str, result: Result | None) -> str:
     after = {"phase": "decode", "n": int(speedup["n"])}
     token = only(result.table, "time_per_token", mechanism="bsbr", **after)
     standard = number(result.value("time_per_token", mechanism="standard", **after))
-    fitted = f"growth of its time, from n = {growth['n_from']:,} to {growth['n_to']:,}"
-    return "".join(
-        [
-            card(
-                experiment,
-                f"{number(speedup['value'], 2)} ×",
-                f"as fast as standard attention, reading {speedup['n']:,} tokens",
-                interval(speedup),
-            ),
-            card(experiment, f"n<sup>{number(growth['value'])}</sup>", fitted, interval(growth)),
-            card(
-                experiment,
-                f"{number(token['value'], 2)} ms",
-                f"a token decoded after {speedup['n']:,} tokens, against {standard} ms",
-                interval(token),
-            ),
-        ]
+    length, start, end = (f"{int(n):,}" for n in (speedup["n"], growth["n_from"], growth["n_to"]))
+    return cards(
+        experiment,
+        (speedup, f"{number(speedup['value'], 2)} ×", f"as fast as standard attention, reading {length} tokens"),
+        (growth, f"n<sup>{number(growth['value'])}</sup>", f"growth of its time, from n = {start} to {end}"),
+        (token, f"{number(token['value'], 2)} ms", f"a token decoded after {length}; standard attention {standard} ms"),
     )
 
 
 def quality_cards(experiment: str, result: Result | None) -> str:
-    """What conversion costs a pretrained model, in the rung that keeps most of it."""
+    """What conversion costs and brings a pretrained model, in the timed rung that keeps most of it."""
     if result is None:
         return missing(experiment, "what a converted pretrained model keeps")
-    perplexity = result.select("perplexity_ratio").sort_values("value").iloc[0]
-    agreement = only(result.table, "top_1_agreement", rung=perplexity["rung"], n=perplexity["n"])
-    relative = "perplexity of a converted model, relative to the original"
-    return card(experiment, f"{number(perplexity['value'])} ×", relative, interval(perplexity)) + card(
-        experiment, f"{number(agreement['value'], 2)} %", "of next tokens stay its first choice", interval(agreement)
+    over_documents = {"document": None, "layer": None, "phase": None, "statistic": None}
+    gains = result.select("speedup").sort_values("n")
+    ratios = result.select("perplexity_ratio", **over_documents)
+    ratios = ratios[(ratios["n"] == ratios["n"].max()) & ratios["rung"].isin(gains["rung"])]
+    kept = ratios.sort_values("value").iloc[0]
+    same = only(result.table, "top_1_agreement", n=kept["n"], rung=kept["rung"], **over_documents)
+    gain = gains[gains["rung"] == kept["rung"]].iloc[-1]
+    return cards(
+        experiment,
+        (kept, f"{number(kept['value'])} ×", "the original's perplexity, after conversion without training"),
+        (same, f"{number(same['value'], 2)} %", "of its first choices for the next token stay the same"),
+        (gain, f"{number(gain['value'])} ×", f"as fast as the original, reading a prompt of {int(gain['n']):,} tokens"),
     )
+
+
+def cards(experiment: str, *numbers: tuple[pd.Series, str, str]) -> str:
+    return "".join(card(experiment, shown, label, interval(row)) for row, shown, label in numbers)
 
 
 def missing(experiment: str, label: str) -> str:

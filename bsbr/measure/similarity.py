@@ -92,7 +92,7 @@ def compare(original: Reading, model: Reading) -> Similarity:
         agreement={k: 100 * sums[f"top_{k}"] / n for k in TOP},
         cosine=sums["cosine"] / n,
         mse=sums["mse"] / n,
-        kl=sums["kl"] / n,
+        kl=max(0.0, sums["kl"] / n),  # rounding alone can take the divergence of equals below zero
         hidden_cosine=[
             F.cosine_similarity(a.double(), b.double(), dim=-1).mean().item()
             for a, b in zip(original.hidden, model.hidden, strict=True)

@@ -341,7 +341,9 @@ def load_smollm2(dtype: torch.dtype | None = None) -> tuple[Any, Any]:
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # it takes a third of a second
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype or torch.float32, local_files_only=True)
     return model.eval(), tokenizer
