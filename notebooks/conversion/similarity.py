@@ -1,4 +1,18 @@
-# %% [markdown] tags=[]
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3 (ipykernel)
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
 # # Similarity of a converted model
 #
 # How much of a pretrained language model is left when BSBR attention takes the place of its own, with no training, and
@@ -9,10 +23,10 @@ from bsbr import figures
 
 answer, main_chart, origin = figures.reserve("answer"), figures.reserve("chart"), figures.reserve("source")
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## What was claimed
 #
-# One of the documents states how alike an original GPT-2 and its conversion are, and how much faster the conversion
+# One of the documents states how alike an original `gpt2` and its conversion are, and how much faster the conversion
 # reads. Of the distances it says itself that the values still have to be filled in; the agreement of predictions it
 # states as a result.
 
@@ -30,10 +44,10 @@ figures.table(
     caption="Claimed: a converted GPT-2 beside the original",
 )
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Method
 #
-# The model is SmolLM2-135M-Instruct, of the Llama architecture: rotary positions, three query heads to each key/value
+# The model is `SmolLM2-135M-Instruct`, of the Llama architecture: rotary positions, three query heads to each key/value
 # head. It reads State of the Union addresses, each from its first token. The settings below were chosen on other
 # speeches: the development and the held-out set are fixed by a rule in `data/sources/speeches.json`, and the
 # held-out speeches are read here only.
@@ -110,16 +124,12 @@ PROFILES = {
 settings = PROFILES[profile]
 device = machine.device(target)
 speeches = {speech.key: speech for speech in sources.load_speeches("held_out")}
-figures.table(
-    pd.DataFrame([{"rung": name, **asdict(config)} for name, config in RUNGS.items()])
-    .assign(
-        top_k=lambda rungs: rungs["top_k"].where(rungs["retrieval"].str.startswith("top_k"), None),
-        block_size=lambda rungs: rungs["block_size"].where(rungs["retrieval"].str.startswith("top_k"), None),
-    ),
-    caption="The rungs",
-)  # fmt: skip
+rungs = pd.DataFrame([{"rung": name, **asdict(config)} for name, config in RUNGS.items()])
+blocks = ["top_k", "block_size"]
+rungs[blocks] = rungs[blocks].where(rungs["retrieval"].str.startswith("top_k")).astype("Int64")
+figures.table(rungs, caption="The rungs")
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Measuring
 
 
@@ -194,14 +204,19 @@ sweep = Sweep(
     "conversion/similarity",
     target=target,
     profile=profile,
-    parameters={"rungs": {name: asdict(config) for name, config in RUNGS.items()}, "dtype": "float32", "batch": 1},
+    parameters={
+        "rungs": {name: asdict(config) for name, config in RUNGS.items()},
+        "dtype": "float32",
+        "batch": 1,
+        "rounds": settings["rounds"],
+    },
     code=[bsbr.convert, similarity, speed],
     sources=[sources.pin_path("smollm2"), sources.pin_path("speeches")],
 )
 read = sweep.measure(cells, measure)
 timed = sweep.measure([{"phase": "prefill", "n": n} for n in settings["timed"]], time_prefill)
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # Over the documents, each metric has a mean, and its standard deviation is the spread between documents.
 
 
@@ -254,17 +269,16 @@ figures.say(
 )
 ratios = result.select("perplexity_ratio", n=longest)
 per_document = ratios[ratios["document"].notna()]
-years = {key: f"{speech.year} {speech.president}" for key, speech in speeches.items()}
-figures.show(
-    figures.bars(
-        per_document.assign(document=per_document["document"].map(years)), "document", group="rung",
-        title=f"Perplexity relative to the original, {longest:,} tokens of each speech", x_title="", log_y=True,
-    ).update_layout(legend={"orientation": "h", "y": -0.5, "yanchor": "top"}, height=520),
-    "perplexity", main_chart,
+years = per_document["document"].map({key: speech.year for key, speech in speeches.items()})
+chart = figures.lines(
+    per_document.assign(year=years), "year", group="rung", x_title="year of the speech", log_y=True,
+    title=f"Perplexity relative to the original, {longest:,} tokens of each speech",
 )  # fmt: skip
+chart.update_layout(legend={"orientation": "h", "y": -0.25, "yanchor": "top"}, height=480)
+figures.show(chart, "perplexity", main_chart)
 figures.say(figures.provenance_line(result), origin)
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Rung by rung
 
 # %% tags=["remove-input"]
@@ -304,18 +318,18 @@ for title, rows in {"perplexity relative to the original": deviations, "top-1 ag
 figures.table(spread, caption=f"Standard deviation between {documents} documents of {longest:,} tokens")
 figures.show_provenance(result)
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Document by document
 
 # %% tags=["remove-input"]
 for metric, title in {"perplexity": "Perplexity", "top_1_agreement": "Top-1 agreement (%)"}.items():
     rows = result.select(metric, n=longest)
     rows = rows[rows["document"].notna()]
-    rows = rows.assign(document=rows["document"].map(years))
+    rows = rows.assign(document=rows["document"].map(lambda key: f"{speeches[key].year} {speeches[key].president}"))
     figures.table(figures.pivot(rows, "document", "rung", digits=4), caption=f"{title}, {longest:,} tokens")
 figures.show_provenance(result)
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Layer by layer
 
 # %% tags=["hide-input"]
@@ -328,7 +342,7 @@ chart = figures.lines(
 figures.show(chart, "layers")
 figures.show_provenance(result)
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Time to read a prompt
 
 # %% tags=["remove-input"]
@@ -346,7 +360,7 @@ chart.add_hline(y=1, line={"color": "#7F7F7F", "width": 1})
 figures.show(chart, "speedup")
 figures.show_provenance(result)
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Claimed and measured
 
 # %% tags=["remove-input"]
@@ -364,7 +378,7 @@ beside = pd.DataFrame(
 figures.table(beside, caption=f"What the document states, and three rungs at {longest:,} tokens")
 figures.show_provenance(result)
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Reading
 
 # %% tags=["remove-input"]
@@ -375,14 +389,14 @@ figures.say(
     f"it to {shown('perplexity_ratio', 'states')} times only: a chunk's attention is too sharp to be told by its first "
     f"moments. A choice made by each token rather than once a chunk brings `top-16` from "
     f"{shown('perplexity_ratio', 'top-16')} to {shown('perplexity_ratio', 'top-16 per token')} times.\n\n"
-    f"The document's top-1 agreement of {figures.number(averages['value'].get('top_1_agreement'))} % lies between "
-    f"`local` with {shown('top_1_agreement', 'local')} % and `{best}` with {shown('top_1_agreement', best)} %. It was "
-    f"stated for GPT-2 and samples that it does not name, so it is neither confirmed nor refuted by these numbers; that "
-    f"such agreement can be had, and more, they do show. Its squared error and KL divergence were never measured, by its "
-    f"own words."
+    f"The document states that both models make the same first choice at "
+    f"{figures.number(averages['value'].get('top_1_agreement'))} % of positions, of a `gpt2` and of samples that it does "
+    f"not name. Here it is {shown('top_1_agreement', 'local')} % with `local` and {shown('top_1_agreement', best)} % "
+    f"with `{best}`: the number is neither confirmed nor refuted, but it is not what limits a conversion. The squared "
+    f"error and the divergence beside it were never measured, by the document's own words."
 )
 
-# %% [markdown] tags=[]
+# %% [markdown]
 # ## Limits and exercises
 #
 # - One model, of one architecture and size, with weights rounded to four bits by those who packaged it, and one kind of
