@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#   kernelspec:
-#     display_name: Python 3 (ipykernel)
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Similarity of a converted model
 #
@@ -112,11 +98,11 @@ PROFILES = {
     "tiny": {"texts": {384: 1}, "timed": {384: ["neighbours", "top-16"]}, "rounds": 1},
     "quick": {"texts": {1024: 2}, "timed": {1024: ["neighbours", "states", "top-16", "top-32"]}, "rounds": 3},
     "full": {
-        "texts": {1024: 2, 4096: 12},
+        "texts": {1024: 2, 4096: 8},
         "timed": {
             1024: ["neighbours", "states", "top-16", "top-32"],
             4096: ["neighbours", "states", "top-16", "top-32"],
-            8192: ["neighbours", "top-16", "top-32"],
+            8192: ["neighbours", "top-16"],
         },
         "rounds": 3,
     },
@@ -193,11 +179,16 @@ def time_prefill(phase: str, n: int) -> list[dict]:
     ]
 
 
+def evenly(items: list[str], count: int) -> list[str]:
+    """`count` of the items, evenly spaced: speeches of every age, however few."""
+    return [items[i * len(items) // count] for i in range(count)]
+
+
 # %% tags=["hide-input", "remove-output"]
 cells = [
     {"document": document, "n": n, "rung": rung}
     for n, count in settings["texts"].items()
-    for document in list(speeches)[:count]
+    for document in evenly(list(speeches), count)
     for rung in ["original", *RUNGS]
 ]
 sweep = Sweep(
