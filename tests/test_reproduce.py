@@ -115,7 +115,7 @@ def test_an_unknown_notebook_is_answered_with_those_there_are(tmp_path: Path) ->
 # -- Stopping -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_a_stopped_run_leaves_files_whole_and_the_next_goes_on(
     how: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
