@@ -8,7 +8,7 @@ from bsbr.measure import flops
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-@pytest.mark.parametrize("n", [1, 31, 64, 65, 128, 129, 300])
+@pytest.mark.parametrize("n", [1, 31, 64, 65, 128, 129, 300, 2049, 4133])
 def test_counted_operations_are_those_of_the_formula(mechanism, n):
     config = ModelConfig(mechanism, vocab_size=10, hidden_dim=32, num_heads=2, ff_dim=48, chunk_size=64, window_size=64)
     model, ids = TransformerLM(config).eval(), torch.zeros(1, n, dtype=torch.long)

@@ -8,7 +8,7 @@ tokens that a causal mask lets through, which is the work to be done; and the tr
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -168,9 +168,11 @@ def _causal(config: ModelConfig, n: int) -> int:
     return 2 * n * (n + 1) * config.hidden_dim
 
 
-def _sums_before(chunks: int, numbers: int) -> int:
-    """The running sums over chunks: a product with a triangle of ones in each group of 16."""
-    return 2 * 16 * _whole(chunks, 16) * numbers
+def _pieces(n: int, chunk_size: int) -> Iterator[tuple[int, int]]:
+    """The chunks, and the tokens of one, in each of the pieces of 32 chunks that a scan takes in turn."""
+    for start in range(0, n, 32 * chunk_size):
+        tokens = min(n - start, 32 * chunk_size)
+        yield -(-tokens // min(chunk_size, tokens)), min(chunk_size, tokens)
 
 
 def _hopfield(config: ModelConfig, n: int) -> int:
@@ -190,21 +192,25 @@ def _bsbr(config: ModelConfig, n: int) -> int:
 
 
 def _linear(config: ModelConfig, n: int) -> int:
-    size, p, heads = min(64, n), config.hidden_dim // config.num_heads, config.num_heads
-    padded = _whole(n, size)
-    inside = 2 * padded * size * heads * (2 * p + 1)
-    sums_and_reading = 4 * padded * p * (p + 1) * heads
-    return _projections(config, n) + inside + sums_and_reading + _sums_before(padded // size, p * (p + 1) * heads)
+    p, heads = config.hidden_dim // config.num_heads, config.num_heads
+    flops = _projections(config, n)
+    for chunks, size in _pieces(n, 64):
+        inside = 2 * chunks * size * size * (2 * p + 1)
+        sums_and_reading = 4 * chunks * size * p * (p + 1) + 2 * (chunks + 1) * chunks * p * (p + 1)
+        flops += heads * (inside + sums_and_reading)
+    return flops
 
 
 def _deltanet(config: ModelConfig, n: int) -> int:
-    size, d, p = min(64, n), config.hidden_dim, config.hidden_dim // config.num_heads
-    padded = _whole(n, size)
-    inside = 2 * padded * size * d * (1 + 1 + 2 + 2)  # K Kᵀ, Q Kᵀ, T [K, V] and A [W, U]
-    solve = padded * size * size * config.num_heads
-    outside = 2 * padded * p * d * 3 + 2 * padded // size * p * p * d  # Kᵀ [W, U], reading; S from chunk to chunk
-    beta = 2 * n * d * config.num_heads if config.beta is None else 0
-    return _projections(config, n) + inside + solve + outside + beta
+    d, p = config.hidden_dim, config.hidden_dim // config.num_heads
+    flops = _projections(config, n) + (2 * n * d * config.num_heads if config.beta is None else 0)
+    for chunks, size in _pieces(n, 64):
+        tokens = chunks * size
+        inside = 2 * tokens * size * d * (1 + 1 + 2 + 2)  # K Kᵀ, Q Kᵀ, T [K, V] and A [W, U]
+        solve = tokens * size * size * config.num_heads
+        outside = 2 * tokens * p * d * 3 + 2 * chunks * p * p * d  # Kᵀ [W, U], reading; S from chunk to chunk
+        flops += inside + solve + outside
+    return flops
 
 
 def _sliding_window(config: ModelConfig, n: int) -> int:
@@ -217,11 +223,12 @@ def _sliding_window(config: ModelConfig, n: int) -> int:
 
 
 def _gau(config: ModelConfig, n: int) -> int:
-    size, d, s = min(config.chunk_size, n), config.hidden_dim, config.key_dim
-    e, padded = config.expansion * config.hidden_dim, _whole(n, size)
-    projections = 2 * n * d * (3 * e + s)
-    attention = 2 * padded * size * (s + e) + 4 * padded * s * e
-    return projections + attention + _sums_before(padded // size, s * e)
+    d, s, e = config.hidden_dim, config.key_dim, config.expansion * config.hidden_dim
+    flops = 2 * n * d * (3 * e + s)
+    for chunks, size in _pieces(n, config.chunk_size):
+        inside = 2 * chunks * size * size * (s + e)
+        flops += inside + 4 * chunks * size * s * e + 2 * (chunks + 1) * chunks * s * e
+    return flops
 
 
 _MIXING: dict[str, Callable[[ModelConfig, int], int]] = {
