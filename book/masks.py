@@ -1,4 +1,4 @@
-"""Draw which tokens each token reads, and how: for the page that explains the idea, and for the README.
+"""Draw which tokens each token reads, and how: for the pages that explain the mechanisms, and for the README.
 
     python book/masks.py      writes book/_static/masks.svg
 
@@ -10,12 +10,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
 
-How = Literal["exact", "state", "future", ""]
+How = Literal["exact", "state", "corrected", "future", ""]
 Rule = Callable[[int, int], How]  # (reading token, token read) → how, "" for not at all
 
-N, CHUNK = 16, 4
+N, CHUNK, WINDOW = 16, 4, 4
 STEP, GAP = 11, 1
-COLOURS = {"exact": "#0072B2", "state": "#E69F00", "future": "#d1495b"}
+COLOURS = {"exact": "#0072B2", "state": "#E69F00", "corrected": "#009E73", "future": "#d1495b"}
 LEGEND = {"exact": "read exactly, by softmax", "state": "read through its chunk's state"}
 
 
@@ -40,10 +40,30 @@ def original(i: int, j: int) -> How:
     return "state" if i // CHUNK == j // CHUNK else ""  # its own chunk's state, which holds its past again
 
 
+def linear(i: int, j: int) -> How:
+    """Every token up to its own, through one sum."""
+    return "state" if j <= i else ""
+
+
+def deltanet(i: int, j: int) -> How:
+    """Every token up to its own, through one memory that each token has corrected."""
+    return "corrected" if j <= i else ""
+
+
+def sliding_window(i: int, j: int) -> How:
+    """The last tokens, its own among them."""
+    return "exact" if i - WINDOW < j <= i else ""
+
+
 PANELS: dict[str, tuple[str, Rule]] = {
     "standard": ("Standard attention", standard),
     "bsbr": ("BSBR", bsbr),
     "original": ("The original code", original),
+    "linear": ("Linear attention", linear),
+    "deltanet": ("DeltaNet", deltanet),
+    "sliding_window": ("Sliding window", sliding_window),
+    "hopfield": ("Hopfield retrieval", standard),
+    "gau": ("Gated attention unit", bsbr),
 }
 
 
@@ -67,7 +87,7 @@ def panel(name: str, x: int = 0) -> str:
     )
     middle = N * STEP / 2
     heading = f'<text x="{middle}" y="-8" text-anchor="middle" font-size="11" font-weight="600">{title}</text>'
-    return f'<g transform="translate({x},20)">{heading}{cells}{lines if name != "standard" else ""}</g>'
+    return f'<g transform="translate({x},20)">{heading}{cells}{lines if rule in (bsbr, original) else ""}</g>'
 
 
 def legend(entries: dict[str, str], y: int, step: int = 190) -> str:
@@ -88,6 +108,18 @@ def svg(body: str, width: int, height: int, label: str) -> str:
 def single(name: str) -> str:
     """One mask as a drawing of its own."""
     return svg(panel(name), N * STEP, N * STEP + 22, f"{PANELS[name][0]}: which tokens each token reads")
+
+
+def drawings(notes: dict[str, str], entries: dict[str, str]) -> str:
+    """HTML: a mask with a caption for each name of `notes`, and under them what the colours of `entries` mean."""
+    figures = "".join(
+        f'<figure class="drawing">{single(name)}<figcaption>{note}</figcaption></figure>'
+        for name, note in notes.items()
+    )
+    colours = "".join(
+        f'<span><i style="background:{COLOURS[how]}"></i>{label}</span>' for how, label in entries.items()
+    )
+    return f'<div class="drawings">{figures}</div><div class="drawing-legend">{colours}</div>'
 
 
 def pair() -> str:

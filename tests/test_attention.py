@@ -275,3 +275,23 @@ def test_an_unknown_feature_map_is_named():
     x = torch.zeros(1, 1, 2, 4)
     with pytest.raises(ValueError, match="feature_map must be one of elu, relu, dpfp, hedgehog, but is 'exp'"):
         linear.attend(x, x, x, feature_map="exp")
+
+
+def test_hopfield_with_one_step_is_standard_attention():
+    q, k, v = torch.randn(3, 2, 2, 37, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(hopfield.attend(q, k, v), standard.attend(q, k, v))
+
+
+@pytest.mark.parametrize("n", [7, 8, 9, 30])
+def test_compressed_states_of_bsbr_follow_the_formula(n):
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    inputs = [normal(2, 3, n, 8) for _ in range(3)] + [normal(2, 3, n // 4, 8) for _ in range(2)]
+    maps = [normal(3, 8, 2), normal(3, 2, 8)]
+    formula, fast = (form(*inputs, 4, 1, None, *maps) for form in (bsbr.reference, bsbr.attend))
+    assert relative_error(fast, formula) < 1e-10
+    for found, expected in zip(gradients(fast, inputs + maps), gradients(formula, inputs + maps), strict=True):
+        assert relative_error(found, expected) < 1e-10
