@@ -124,20 +124,25 @@ def test_the_readme_shows_the_current_drawing(masks: Any) -> None:
     assert drawn == masks.pair() + "\n", "run: python book/masks.py"
 
 
-@pytest.mark.parametrize("name", ["standard", "bsbr"])
+@pytest.mark.parametrize("name", ["standard", "bsbr", "linear", "deltanet", "sliding_window", "hopfield", "gau"])
 def test_the_drawn_masks_are_what_the_library_reads(masks: Any, name: str) -> None:
     """Token i reads token j where output i moves with value j."""
     import torch
 
-    from bsbr.attention import bsbr, standard
+    from bsbr.attention import bsbr, deltanet, gau, hopfield, linear, sliding_window, standard
 
     torch.manual_seed(0)
     n, chunk = masks.N, masks.CHUNK
-    q, k, v = torch.randn(3, 1, 1, n, 8, dtype=torch.float64)
+    q, k, v = torch.rand(3, 1, 1, n, 8, dtype=torch.float64)  # positive: gau reads nothing where a product is negative
     meta_q, meta_k = torch.randn(2, 1, 1, n // chunk, 8, dtype=torch.float64)
     attend: Callable[..., Any] = {
         "standard": lambda v: standard.attend(q, k, v),
         "bsbr": lambda v: bsbr.attend(q, k, v, meta_q, meta_k, chunk),
+        "linear": lambda v: linear.attend(q, k, v),
+        "deltanet": lambda v: deltanet.attend(q, k, v, beta=torch.full((1, 1, n), 0.5, dtype=v.dtype)),
+        "sliding_window": lambda v: sliding_window.attend(q, k, v, masks.WINDOW),
+        "hopfield": lambda v: hopfield.attend(q, k, v, num_steps=2),
+        "gau": lambda v: gau.attend(q, k, q, k, v, chunk),
     }[name]
     moves = torch.autograd.functional.jacobian(lambda v: attend(v)[0, 0].sum(-1), v)[:, 0, 0].abs().sum(-1)
     rule = masks.PANELS[name][1]
@@ -172,9 +177,10 @@ class Visit:
     """A page opened from the disk, as a reader opens it, with what it complained of and what it asked for."""
 
     def __init__(self, browser: Any, site: Path, page: str, screen: str = "desktop", theme: str = "light") -> None:
-        width, height = SCREENS[screen]
+        self.name = page
+        self.width, height = SCREENS[screen]
         self.context = browser.new_context(
-            viewport={"width": width, "height": height}, color_scheme=theme, has_touch=screen == "phone"
+            viewport={"width": self.width, "height": height}, color_scheme=theme, has_touch=screen == "phone"
         )
         self.page = self.context.new_page()
         self.problems: list[str] = []
@@ -198,43 +204,63 @@ class Visit:
         self.context.close()
 
 
-@pytest.mark.parametrize("screen", SCREENS)
-@pytest.mark.parametrize("page", PAGES)
-def test_a_page_is_quiet_fits_the_screen_and_stays_on_this_machine(
-    browser: Any, site: Path, page: str, screen: str
-) -> None:
+@pytest.fixture(scope="module", params=[(page, screen) for page in PAGES for screen in SCREENS], ids="-".join)
+def visit(request: pytest.FixtureRequest, browser: Any, site: Path) -> Iterator[Visit]:
+    """Each page on each screen, opened once for all the tests that look at it."""
+    page, screen = request.param
     with Visit(browser, site, page, screen) as visit:
         visit.page.wait_for_timeout(200)
-        assert not visit.problems
-        assert not visit.outside
-        width = visit.page.evaluate("document.documentElement.scrollWidth")
-        assert width <= SCREENS[screen][0], "the page scrolls sideways"
-        assert visit.page.locator(".katex-error").count() == 0
-        formulas = visit.page.locator("span.math, div.math")
-        assert visit.page.locator("span.math .katex-html, div.math .katex-html").count() >= formulas.count()
+        yield visit
 
 
-def test_formulas_are_drawn_in_their_own_fonts(browser: Any, site: Path) -> None:
+def test_a_page_complains_of_nothing(visit: Visit) -> None:
+    assert not visit.problems
+
+
+def test_a_page_asks_no_other_machine_for_anything(visit: Visit) -> None:
+    assert not visit.outside
+
+
+def test_a_page_does_not_scroll_sideways(visit: Visit) -> None:
+    assert visit.page.evaluate("document.documentElement.scrollWidth") <= visit.width
+
+
+def test_formulas_are_drawn(visit: Visit) -> None:
+    formulas = visit.page.locator("span.math, div.math")
+    assert visit.page.locator("span.math .katex-html, div.math .katex-html").count() >= formulas.count()
+    assert visit.page.locator(".katex-error").count() == 0
+
+
+def test_no_formula_is_left_as_source(visit: Visit) -> None:
+    """A line of a formula that Markdown takes for a list, for example, never reaches KaTeX."""
+    text = visit.page.evaluate(
+        """() => {
+          const article = document.querySelector('article.bd-article').cloneNode(true);
+          article.querySelectorAll('code, pre, script, style, .katex, .plotly-graph-div').forEach(e => e.remove());
+          return article.textContent;
+        }"""
+    )
+    assert not re.findall(r"\$\$|\\[a-z]+", text)
+
+
+def test_charts_are_drawn_within_their_column(visit: Visit) -> None:
+    charts = visit.page.locator(".plotly-graph-div").all()
+    assert charts or visit.name not in RESULTS, "a results page has at least one chart"
+    column = visit.page.locator("article.bd-article").bounding_box()
+    for chart in charts:
+        chart.scroll_into_view_if_needed()
+        assert chart.locator(".trace, .heatmaplayer image, .hm").count() > 0
+        box = chart.bounding_box()
+        assert box["width"] > 200 and box["height"] > 150
+        assert box["x"] >= column["x"] - 1 and box["x"] + box["width"] <= column["x"] + column["width"] + 1
+
+
+def test_formulas_have_their_own_fonts(browser: Any, site: Path) -> None:
     with Visit(browser, site, "book/idea") as visit:
         assert visit.page.locator("div.math .katex-html").count() > 3
         visit.page.evaluate("document.fonts.ready.then(() => true)")
         fonts = visit.page.evaluate("[...document.fonts].filter(f => f.status == 'loaded').map(f => f.family)")
         assert any("KaTeX" in font for font in fonts)
-
-
-@pytest.mark.parametrize("page", RESULTS)
-@pytest.mark.parametrize("screen", SCREENS)
-def test_charts_are_drawn_within_their_column(browser: Any, site: Path, page: str, screen: str) -> None:
-    with Visit(browser, site, page, screen) as visit:
-        charts = visit.page.locator(".plotly-graph-div").all()
-        assert charts, "a results page has at least one chart"
-        column = visit.page.locator("article.bd-article").bounding_box()
-        for chart in charts:
-            chart.scroll_into_view_if_needed()
-            assert chart.locator(".trace, .heatmaplayer image, .hm").count() > 0
-            box = chart.bounding_box()
-            assert box["width"] > 200 and box["height"] > 150
-            assert box["x"] >= column["x"] - 1 and box["x"] + box["width"] <= column["x"] + column["width"] + 1
 
 
 @pytest.mark.parametrize("page", RESULTS)

@@ -64,7 +64,7 @@ SIZES |= {"chunk_size": 128, "window_size": 128}
 PROFILES = {
     "tiny": {"longest": 256, "control_n": 64, "new_tokens": 4, "seconds": 0.1, "split": None},
     "quick": {"longest": 4096, "control_n": 1024, "new_tokens": 50, "seconds": 4, "split": 1024},
-    "full": {"longest": 16384, "control_n": 1024, "new_tokens": 50, "seconds": 20, "split": 1024},
+    "full": {"longest": 16384, "control_n": 1024, "new_tokens": 50, "seconds": 8, "split": 1024},
 }
 settings = PROFILES[profile]
 mechanisms = list(MECHANISMS)
