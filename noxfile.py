@@ -45,7 +45,7 @@ def book(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Run the unit tests, both notebooks at a tiny size, a build of the book, and a browser over its pages."""
+    """Run the unit tests, every notebook at a tiny size, a build of the book, and a browser over its pages."""
     run(session, "python", "-m", "pytest", *session.posargs)
 
 
@@ -66,5 +66,5 @@ def lab(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Time BSBR against standard attention and hold the ratios against what the project aims at."""
+    """Measure speed and memory of every mechanism and hold them against what the project aims at."""
     run(session, "python", "-m", "bsbr.measure.bench", *session.posargs)
