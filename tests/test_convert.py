@@ -56,7 +56,7 @@ def qkv(batch: int, n: int, heads: int = 6, kv_heads: int = 2) -> tuple[torch.Te
 
 
 @rungs
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 16, 17, 31, 32, 33, 70])
+@pytest.mark.parametrize("n", [1, 2, 8, 9, 16, 17, 33, 52])
 def test_the_fast_form_is_the_definition(config: ConversionConfig, n: int) -> None:
     q, k, v = qkv(2, n)
     fast, slow = (form(q, k, v, config, SCALING) for form in (attention.attend, attention.reference))
@@ -67,7 +67,7 @@ def test_the_fast_form_is_the_definition(config: ConversionConfig, n: int) -> No
 def test_gradients_are_those_of_the_definition(config: ConversionConfig) -> None:
     grads = []
     for form in (attention.attend, attention.reference):
-        inputs = [x.requires_grad_() for x in qkv(1, 37)]
+        inputs = [x.requires_grad_() for x in qkv(1, 29)]
         form(*inputs, config, SCALING).square().sum().backward()
         grads.append([x.grad for x in inputs])
     for fast, slow in zip(*grads, strict=True):
@@ -75,7 +75,7 @@ def test_gradients_are_those_of_the_definition(config: ConversionConfig) -> None
 
 
 @rungs
-@pytest.mark.parametrize("new", [1, 2, 5, 8, 9, 20, 39])
+@pytest.mark.parametrize("new", [1, 5, 8, 9, 39])
 def test_the_last_tokens_alone_are_as_in_the_whole(config: ConversionConfig, new: int) -> None:
     q, k, v = qkv(2, 39)
     whole = attention.attend(q, k, v, config, SCALING)
@@ -140,7 +140,7 @@ def test_everything_retrieved_is_the_original() -> None:
 
 
 @rungs
-@pytest.mark.parametrize("n", [5, 15, 16, 17, 40])
+@pytest.mark.parametrize("n", [5, 16, 40])
 def test_decoding_agrees_with_reading_again(config: ConversionConfig, n: int) -> None:
     model, ids = convert(tiny_llama(), config), tokens(2, n + 21)
     expected = model(ids).logits[:, n - 1 :]
@@ -172,17 +172,17 @@ def test_reading_in_pieces_agrees_with_reading_at_once(config: ConversionConfig)
 def test_generate_agrees_with_reading_again(config: ConversionConfig, beams: int) -> None:
     model, ids, mask = convert(tiny_llama(), config), tokens(3, 30), torch.ones(3, 30, dtype=torch.int64)
     mask[1, :9], mask[2, :26] = 0, 0
-    settings = dict(attention_mask=mask, max_new_tokens=25, do_sample=False, num_beams=beams, eos_token_id=None)
+    settings = dict(attention_mask=mask, max_new_tokens=14, do_sample=False, num_beams=beams, eos_token_id=None)
     cached, read_again = (model.generate(ids, use_cache=use, **settings) for use in (True, False))
     assert torch.equal(cached, read_again)
     if beams == 1:
-        alone = model.generate(ids[1:2, 9:], max_new_tokens=25, do_sample=False, eos_token_id=None)
+        alone = model.generate(ids[1:2, 9:], max_new_tokens=14, do_sample=False, eos_token_id=None)
         assert torch.equal(cached[1:2, 9:], alone)
 
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_any_grouping_of_heads(kv_heads: int) -> None:
-    q, k, v = qkv(1, 50, kv_heads=kv_heads)
+    q, k, v = qkv(1, 37, kv_heads=kv_heads)
     for config in RUNGS.values():
         torch.testing.assert_close(
             attention.attend(q, k, v, config, SCALING), attention.reference(q, k, v, config, SCALING)

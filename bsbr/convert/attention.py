@@ -4,7 +4,8 @@ Positions count real tokens from 0 in every row; the caller packs padding away. 
 `kv_heads`, and head h reads key/value head h // (heads // kv_heads), as in grouped-query attention. Keys and
 values are never repeated: the queries of one group are stacked along the length instead.
 
-Nothing here holds n × n numbers. The most is chunk_size × n, in "top_k_per_token" and "states".
+Nothing here holds n × n numbers. "top_k_per_token" and "states" hold chunk_size × n of them at a time; choosing
+blocks compares n / block_size meta queries with as many meta keys, the only work that grows with n².
 """
 
 from __future__ import annotations
