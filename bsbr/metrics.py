@@ -74,7 +74,14 @@ METRICS: dict[str, Metric] = {
         "How far a cell measured again at the end lies from its first measurement.",
     ),
     "exponent": Metric("Exponent", "", "absolute", 0.15, "b of the fit time = a·n^b by least squares on logarithms."),
-    "r_squared": Metric("R²", "", "absolute", 0.05, "Share of the variance of log time that the fit explains."),
+    "r_squared": Metric(
+        # Not compared: of a cost that does not grow there is no variance to explain, and R² is noise.
+        "R²",
+        "",
+        "hardware",
+        0,
+        "Share of the variance of log time that the fit explains.",
+    ),
     "crossover_n": Metric(
         "Crossover",
         "tokens",
