@@ -58,7 +58,8 @@ class Run:
 
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    signal.signal(signal.SIGTERM, _stop)
+    for way in (signal.SIGINT, signal.SIGTERM):  # SIGINT too: a process started in the background would ignore it
+        signal.signal(way, _stop)
     try:
         return build_book(quietly=False) if options.only_book else reproduce(options)
     except KeyboardInterrupt:

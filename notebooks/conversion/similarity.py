@@ -65,10 +65,6 @@ figures.table(
 target = "cpu"
 profile = "quick"
 
-# %% tags=["injected-parameters"]
-# Parameters
-profile = "tiny"
-
 
 # %% tags=["hide-input"]
 import functools
