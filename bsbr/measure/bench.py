@@ -171,12 +171,11 @@ def main(arguments: list[str] | None = None) -> int:
     aims = []
     for name in parts:
         print(f"\n{name}: {(PARTS[name].__doc__ or '').strip()}", flush=True)
-        aims += list(PARTS[name]())
-    print("\nAims")
-    for aim in aims:
-        print(
-            f"{'kept  ' if aim.kept else 'MISSED'}  {aim.name}: {aim.value:.2f}{aim.spread}, aim {aim.sign} {aim.aim:g}"
-        )
+        for aim in PARTS[name]():
+            verdict = "kept  " if aim.kept else "MISSED"
+            print(f"{verdict}  {aim.name}: {aim.value:.2f}{aim.spread}, aim {aim.sign} {aim.aim:g}", flush=True)
+            aims.append(aim)
+    print(f"\n{sum(aim.kept for aim in aims)} of {len(aims)} aims kept")
     return int(not all(aim.kept for aim in aims))
 
 
