@@ -74,6 +74,11 @@ METRICS: dict[str, Metric] = {
         "How far a cell measured again at the end lies from its first measurement.",
     ),
     "exponent": Metric("Exponent", "", "absolute", 0.15, "b of the fit time = a·n^b by least squares on logarithms."),
+    "local_exponent": Metric(
+        "Local exponent", "", "absolute", 0.3, "Slope between two neighbouring lengths on logarithmic axes."
+    ),
+    "flops_exponent": Metric("Exponent of FLOPs", "", "absolute", 0, "b of the fit FLOPs = a·n^b."),
+    "memory_exponent": Metric("Exponent of memory", "", "absolute", 0.1, "b of the fit memory = a·n^b."),
     "r_squared": Metric(
         # Not compared: of a cost that does not grow there is no variance to explain, and R² is noise.
         "R²",
@@ -90,6 +95,51 @@ METRICS: dict[str, Metric] = {
         "The n from which this mechanism stays faster than standard attention.",
     ),
     "parameters": Metric("Parameters", "", "absolute", 0, "Trainable numbers in the model."),
+    "parameters_relative": Metric(
+        "Parameters relative to standard", "×", "absolute", 0, "Parameters divided by those of standard attention."
+    ),
+    "flops": Metric(
+        "FLOPs", "FLOP", "absolute", 0, "Floating-point operations of all matrix products; a multiply-add is two."
+    ),
+    "flops_relative": Metric(
+        "FLOPs relative to standard", "×", "absolute", 0, "FLOPs divided by those of standard attention, same n."
+    ),
+    "peak_memory": Metric("Peak memory", "MB", "relative", 0.05, "Most bytes held by tensors at any one moment, /10⁶."),
+    "memory_part": Metric("Memory by kind", "MB", "relative", 0.05, "Bytes of one kind of tensor at the peak, /10⁶."),
+    "memory_relative": Metric(
+        "Memory relative to standard", "×", "relative", 0.05, "Peak divided by that of standard attention, same n."
+    ),
+    "memory_saved": Metric("Memory saved", "%", "absolute", 2, "Share of the uncompressed peak that is not needed."),
+    "parameters_and_ids": Metric(
+        "Parameters and ids", "MB", "absolute", 0, "Bytes of weights and of the token ids alone, /10⁶."
+    ),
+    "resident_peak": Metric(
+        "Resident peak", "MB", "relative", 0.25, "Resident memory that a fresh process adds at its peak, /10⁶."
+    ),
+    "state_size": Metric("State", "numbers", "absolute", 0, "Numbers that a layer keeps to decode the next token."),
+    "cpu_utilisation": Metric("CPU use", "%", "hardware", 0, "Share of all cores' time that the process used."),
+    "memory_utilisation": Metric("Memory use", "%", "hardware", 0, "Resident set as a share of the machine's memory."),
+    "io_utilisation": Metric("I/O use", "%", "hardware", 0, "Share of the time in which a disk was busy."),
+    "gpu_utilisation": Metric("GPU use", "%", "hardware", 0, "Share of the time in which a kernel ran, by NVML."),
+    "gpu_memory_utilisation": Metric(
+        "GPU memory use", "%", "hardware", 0, "Share of the GPU's memory in use, by NVML."
+    ),
+    "power": Metric("Power", "W", "hardware", 0, "Mean electrical power while the work ran."),
+    "future_influence": Metric(
+        "Influence of the future",
+        "",
+        "factor",
+        10,
+        "Largest change of an output when only tokens after it change; 0 if causal.",
+    ),
+    "density": Metric("Density", "%", "absolute", 0, "Share of the pairs of tokens whose weight is above a threshold."),
+    "weights_for_mass": Metric(
+        "Weights that carry the mass", "%", "absolute", 0.5, "Share of a token's weights that sum to a given mass."
+    ),
+    "within_mass": Metric("Mass within the chunk", "%", "absolute", 1, "Attention mass on a token's own chunk."),
+    "map_similarity": Metric(
+        "Similarity of maps", "", "absolute", 0.01, "Mean cosine between rows of two attention maps."
+    ),
     "bytes_sent": Metric(
         "Bytes sent",
         "B",
