@@ -18,6 +18,21 @@ def test_counted_operations_are_those_of_the_formula(mechanism, n):
             assert sum(flops.products(lambda: model.encode(ids)).values()) == flops.expected(config, n)
 
 
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+@pytest.mark.parametrize("n", [1, 31, 64, 65, 128, 300, 2049, 4133])
+def test_counted_operations_of_both_passes_are_those_of_the_formulas(mechanism, n):
+    config = ModelConfig(mechanism, vocab_size=10, hidden_dim=32, num_heads=2, ff_dim=48, chunk_size=64, window_size=64)
+    counted = flops.count_passes(config, n)
+    assert counted == (flops.expected(config, n), flops.expected_backward(config, n))
+
+
+@pytest.mark.parametrize("mechanism", MECHANISMS)
+def test_shapes_alone_count_as_numbers_do(mechanism):
+    config = ModelConfig(mechanism, vocab_size=10, hidden_dim=32, num_heads=2, ff_dim=48, chunk_size=64, window_size=64)
+    model, ids = TransformerLM(config), torch.zeros(1, 300, dtype=torch.long)
+    assert flops.count(lambda: model.encode(ids).sum().backward()) == sum(flops.count_passes(config, 300))
+
+
 def test_a_shape_alone_takes_longer_for_more_operations():
     product = flops.Product(batch=1, rows=64, inner=64, columns=64)
     once, often = flops.seconds_alone({product: product.flops}), flops.seconds_alone({product: 1000 * product.flops})

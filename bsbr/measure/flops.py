@@ -1,8 +1,9 @@
 """The one counter of floating-point operations, and the rate at which this machine multiplies the same matrices.
 
 A multiplication and an addition are two operations. `torch.utils.flop_counter` counts matrix products. It has no
-rule for two of our operations, so both get one here: the fused attention kernel of CPUs, counted for the pairs of
-tokens that a causal mask lets through, which is the work to be done; and the triangular solve of `deltanet`.
+rule for three of our operations, so they get one here: the fused attention kernel of CPUs and its gradient, counted
+for the pairs of tokens that a causal mask lets through, which is the work to be done; and the triangular solve of
+`deltanet`.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from bsbr.measure import speed
-from bsbr.model import ModelConfig
+from bsbr.model import ModelConfig, TransformerLM
 
 aten = torch.ops.aten
 ROWS_AT_ONCE = 256  # a fused kernel multiplies blocks of rows: the matrix of all scores never exists
@@ -36,11 +38,32 @@ class Product(NamedTuple):
         return 2 * self.batch * self.rows * self.inner * self.columns
 
 
+class Passes(NamedTuple):
+    """Operations of the forward pass, and of the gradients of all weights behind it."""
+
+    forward: int
+    backward: int
+
+
 def count(run: Callable[[], object]) -> int:
     """Floating-point operations of all matrix products in one call of `run`."""
     with FlopCounterMode(display=False, custom_mapping=_RULES) as counter:
         run()
     return int(counter.get_total_flops())
+
+
+def count_passes(config: ModelConfig, n: int) -> Passes:
+    """Operations of `TransformerLM.encode` on one row of n tokens, and of the gradients of the sum of its outputs.
+
+    The tensors have shapes and no numbers, so any size is counted without its memory and without its arithmetic.
+    """
+    with FakeTensorMode():
+        model, ids = TransformerLM(config), torch.zeros(1, n, dtype=torch.int64)
+        with FlopCounterMode(display=False, custom_mapping=_RULES) as counter:
+            out = model._encode(ids)  # `encode` would look at the ids, which have no values
+            forward = int(counter.get_total_flops())
+            out.sum().backward()
+        return Passes(forward, int(counter.get_total_flops()) - forward)
 
 
 def products(run: Callable[[], object]) -> dict[Product, int]:
@@ -113,6 +136,25 @@ def _attention(
     return [(scores, 2 * batch * pairs * q.shape[3]), (values, 2 * batch * pairs * v.shape[3])]
 
 
+def _attention_backward(
+    grad: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    out: Tensor,
+    sums: Tensor,
+    dropout_p: float,
+    is_causal: bool,
+    **_: Any,
+) -> list[tuple[Product, int]]:
+    """Five products for the forward's two: the scores again, and the gradients of weights, values, queries and keys.
+
+    Dao et al. 2022, FlashAttention (arXiv:2205.14135), algorithm 4.
+    """
+    (scores, once), (values, for_values) = _attention(q, k, v, dropout_p, is_causal)
+    return [(scores, 3 * once), (values, 2 * for_values)]
+
+
 def _triangular_solve(matrix: Tensor, right: Tensor, **_: Any) -> list[tuple[Product, int]]:
     size, columns = right.shape[-2:]
     batch = right.shape[:-2].numel()
@@ -125,6 +167,7 @@ _PRODUCTS: dict[Any, Callable[..., list[tuple[Product, int]]]] = {
     aten.addmm: lambda bias, left, right, **_: _plain(left, right),
     aten.baddbmm: lambda bias, left, right, **_: _plain(left, right),
     aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
     aten.linalg_solve_triangular: _triangular_solve,
 }
 
@@ -139,7 +182,11 @@ def _rule(operation: Any) -> Callable[..., int]:
 
 _RULES = {
     operation: _rule(operation)
-    for operation in (aten._scaled_dot_product_flash_attention_for_cpu, aten.linalg_solve_triangular)
+    for operation in (
+        aten._scaled_dot_product_flash_attention_for_cpu,
+        aten._scaled_dot_product_flash_attention_for_cpu_backward,
+        aten.linalg_solve_triangular,
+    )
 }
 
 
@@ -153,6 +200,16 @@ def expected(config: ModelConfig, n: int) -> int:
     """
     mix, feed = _MIXING[config.mechanism](config, n), 4 * n * config.hidden_dim * config.ff_dim
     return config.num_layers * (mix + feed)
+
+
+def expected_backward(config: ModelConfig, n: int) -> int:
+    """Operations of the gradients that `count_passes` counts, from the sizes alone.
+
+    The gradients of a product are two products of its size, so it is twice the forward pass but for three things: fused
+    attention makes five products for two, a triangular solve is followed by a whole product, and constants, as well as
+    what no output depends on, have no gradient.
+    """
+    return 2 * expected(config, n) + config.num_layers * _BEYOND_TWICE[config.mechanism](config, n)
 
 
 def _whole(n: int, size: int) -> int:
@@ -239,4 +296,47 @@ _MIXING: dict[str, Callable[[ModelConfig, int], int]] = {
     "sliding_window": _sliding_window,
     "hopfield": _hopfield,
     "gau": _gau,
+}
+
+
+def _bsbr_beyond_twice(config: ModelConfig, n: int) -> int:
+    size, d = config.chunk_size, config.hidden_dim
+    if n <= size:  # the meta query and key of a chunk that nothing follows
+        return _causal(config, n) // 2 - 8 * (n // size) * d * d
+    return _whole(n, size) // size * _causal(config, size) // 2
+
+
+def _linear_beyond_twice(config: ModelConfig, n: int) -> int:
+    p, heads = config.hidden_dim // config.num_heads, config.num_heads
+    return -sum(2 * (chunks + 1) * chunks * p * (p + 1) * heads for chunks, _ in _pieces(n, 64))  # triangle of ones
+
+
+def _deltanet_beyond_twice(config: ModelConfig, n: int) -> int:
+    d, p, pieces = config.hidden_dim, config.hidden_dim // config.num_heads, list(_pieces(n, 64))
+    solves = sum(chunks * size**3 * config.num_heads for chunks, size in pieces)
+    last_chunks, last_size = pieces[-1]
+    unused = 4 * p * p * d  # the state behind the last chunk
+    if last_chunks == 1:
+        unused += 8 * last_size * p * d  # what a chunk on its own would write to it
+    start = 2 * p * d * (last_size if n <= 64 else p)  # the constant that the first chunk reads or goes on from
+    return solves - unused - start
+
+
+def _sliding_window_beyond_twice(config: ModelConfig, n: int) -> int:
+    return (_sliding_window(config, n) - _projections(config, n)) // 2
+
+
+def _gau_beyond_twice(config: ModelConfig, n: int) -> int:
+    s, e = config.key_dim, config.expansion * config.hidden_dim
+    return -sum(2 * (chunks + 1) * chunks * s * e for chunks, _ in _pieces(n, config.chunk_size))  # triangle of ones
+
+
+_BEYOND_TWICE: dict[str, Callable[[ModelConfig, int], int]] = {
+    "standard": lambda config, n: _causal(config, n) // 2,
+    "bsbr": _bsbr_beyond_twice,
+    "linear": _linear_beyond_twice,
+    "deltanet": _deltanet_beyond_twice,
+    "sliding_window": _sliding_window_beyond_twice,
+    "hopfield": lambda config, n: config.num_steps * _causal(config, n) // 2,
+    "gau": _gau_beyond_twice,
 }
