@@ -1,14 +1,111 @@
-"""The one memory meter: a child process's peak resident set, so that nothing measured before can hide in it."""
+"""The one memory meter: what tensors hold at the peak of a call, and what a whole process holds.
+
+`tensors` counts bytes of tensors and gives the same numbers in every run; `peak` asks the operating system about a
+fresh process, and sees what no tensor shows: scratch inside an operation, the libraries' own buffers, fragmentation.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
+import re
 import resource
 import sys
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+# -- Tensors --------------------------------------------------------------------------------------
+
+# Ours for the kinds that PyTorch's tracker tells apart.
+PARTS = {
+    "Parameter": "parameters",
+    "Buffer": "buffers",
+    "Gradient": "gradients",
+    "Activation": "activations",
+    "Temp": "temporaries",
+    "Optstate": "optimizer_state",
+    "Other": "inputs",
+}
+
+
+@dataclass(frozen=True)
+class TensorPeak:
+    """Bytes that tensors hold at the peak of a call, and once it has ended.
+
+    Attributes:
+        total: at the peak, parameters included.
+        parts: the same by kind, summing to `total`: `parameters`, `buffers`, `gradients` (of parameters),
+            `activations` (whatever else a forward pass made, or made again under activation checkpointing),
+            `temporaries` (whatever else a backward pass made: gradients of activations, mostly), `optimizer_state`, and
+            `inputs`.
+        after: by kind, what is still held when the call has ended and its result is dropped.
+        allocator: on a CUDA device the peak by the count of PyTorch's allocator, which also sees scratch inside
+            operations and tensors that `tensors` was not told of; None on a CPU, where PyTorch keeps no such count.
+    """
+
+    total: int
+    parts: dict[str, int]
+    after: dict[str, int]
+    allocator: int | None = None
+
+
+def tensors(run: Callable[[], object], model: nn.Module, *inputs: Tensor | torch.optim.Optimizer) -> TensorPeak:
+    """Call `run` once and return what tensors on the model's device held at its peak.
+
+    A storage counts once, however many tensors look at it, from the operation that made it until its last tensor is
+    gone. The numbers depend on the calls alone, not on the machine. What an operation keeps to itself is not seen, such
+    as the scratch of a fused attention kernel. Works with and without gradients, under inference mode, and with
+    activation checkpointing, for which PyTorch warns that activations and temporaries may be told apart wrongly.
+
+    Gradients that a model has from before are held, and counted, from the start: `model.zero_grad()` frees them.
+
+    Args:
+        run: the call. It is made once; on a GPU, make it once before, so that libraries have their workspaces.
+        model: the module whose parameters, buffers and gradients it uses.
+        inputs: tensors made before the call, such as token ids, and optimizers.
+
+    Raises:
+        TypeError: `model` is no module, or one of `inputs` is neither a tensor nor an optimizer.
+        ValueError: `model` lies on several devices.
+    """
+    from bsbr.measure._tracker import Tracker  # late: it takes seconds, and a child process of `peak` has no need of it
+
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model must be the torch module that run calls, but is {model!r}")
+    for given in inputs:
+        if not isinstance(given, Tensor | torch.optim.Optimizer):
+            raise TypeError(f"inputs must be tensors or optimizers, one argument each, but one is {given!r}")
+    device = _device(model)
+    tracker = Tracker()
+    tracker.track_external(model, *inputs)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with tracker:
+        result = run()
+    allocator = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+    del result
+    parts, after = (_parts(tracker.get_tracker_snapshot(when).get(device, {})) for when in ("peak", "current"))
+    return TensorPeak(sum(parts.values()), parts, after, allocator)
+
+
+def _device(model: nn.Module) -> torch.device:
+    devices = {tensor.device for tensor in (*model.parameters(), *model.buffers())}
+    if len(devices) > 1:
+        raise ValueError(f"model must lie on one device, but lies on {', '.join(sorted(map(str, devices)))}")
+    return devices.pop() if devices else torch.device("cpu")
+
+
+def _parts(snapshot: dict[str, int]) -> dict[str, int]:
+    return {ours: snapshot.get(theirs, 0) for theirs, ours in PARTS.items()}
+
+
+# -- A process ------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -42,11 +139,18 @@ def peak(prepare: Callable[..., Callable[[], object]], *arguments: object) -> Pe
 
 def _in_child(prepare: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> Peak:
     run = prepare(*arguments)
+    with contextlib.suppress(OSError):  # Linux: forget the peak of preparing (proc_pid_clear_refs(5))
+        Path("/proc/self/clear_refs").write_text("5")
     before = _peak_so_far()
     run()
     return Peak(before, _peak_so_far())
 
 
 def _peak_so_far() -> int:
-    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux kibibytes
+    # Not getrusage on Linux: its ru_maxrss passes from a parent to the processes that it starts.
+    with contextlib.suppress(FileNotFoundError):
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        if found:
+            return int(found[1]) * 1024
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
