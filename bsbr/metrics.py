@@ -98,11 +98,25 @@ METRICS: dict[str, Metric] = {
     "parameters_relative": Metric(
         "Parameters relative to standard", "×", "absolute", 0, "Parameters divided by those of standard attention."
     ),
+    "parameters_part": Metric("Parameters by part", "", "absolute", 0, "Trainable numbers in one part of the model."),
     "flops": Metric(
         "FLOPs", "FLOP", "absolute", 0, "Floating-point operations of all matrix products; a multiply-add is two."
     ),
     "flops_relative": Metric(
         "FLOPs relative to standard", "×", "absolute", 0, "FLOPs divided by those of standard attention, same n."
+    ),
+    "flops_fixed": Metric(
+        "FLOPs a token, fixed part", "FLOP", "absolute", 0, "a of FLOPs = a·n + b·n² + c, exact for long texts."
+    ),
+    "flops_growing": Metric(
+        "FLOPs a token, growing part", "FLOP", "absolute", 0, "b of FLOPs = a·n + b·n² + c, exact for long texts."
+    ),
+    "formula_agreement": Metric(
+        "Counts that equal the formula",
+        "%",
+        "absolute",
+        0,
+        "Share of the counted cells where both say the same number.",
     ),
     "peak_memory": Metric("Peak memory", "MB", "relative", 0.05, "Most bytes held by tensors at any one moment, /10⁶."),
     "memory_part": Metric("Memory by kind", "MB", "relative", 0.05, "Bytes of one kind of tensor at the peak, /10⁶."),
