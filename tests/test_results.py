@@ -321,9 +321,8 @@ def test_a_table_links_to_where_it_came_from() -> None:
     assert "(../notebooks/group/name.py)" in figures.provenance_line(results.load("group/name"), "book")
 
 
-def test_claims_are_numbers_of_known_quantities_with_their_conditions() -> None:
+def test_claims_are_numbers_with_their_conditions() -> None:
     stated = claims.load()
-    assert set(stated["quantity"]) <= METRICS.keys()
     assert not stated.duplicated(["document", "section", "quantity", "mechanism", "conditions"]).any()
     assert claims.load("crossover_n")["value"].unique() == [1024]
     complexity = claims.load("exponent").query("section == 'Complexity Analysis'")
