@@ -146,7 +146,9 @@ METRICS: dict[str, Metric] = {
         10,
         "Largest change of an output when only tokens after it change; 0 if causal.",
     ),
-    "density": Metric("Density", "%", "absolute", 0, "Share of the pairs of tokens whose weight is above a threshold."),
+    "density": Metric(
+        "Density", "%", "absolute", 0.05, "Share of the pairs of tokens whose weight is above a threshold."
+    ),
     "weights_for_mass": Metric(
         "Weights that carry the mass", "%", "absolute", 0.5, "Share of a token's weights that sum to a given mass."
     ),
