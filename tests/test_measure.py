@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 
 import numpy as np
@@ -31,9 +32,7 @@ def test_tasks_take_turns_and_the_order_rotates() -> None:
     order: list[str] = []
     tasks = {name: speed.Task(run=lambda _, name=name: order.append(name)) for name in "ab"}
     speed.interleave(tasks, seconds=0, min_rounds=2, max_rounds=2, block=0)
-    turns = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
-    assert turns == ["a", "b", "a"] or turns == ["a", "b"]
-    assert order[0] == "a" and order[-1] == "a"
+    assert order == ["a", "a", "b", "b", "a", "b", "b", "a"]  # each called twice beforehand, then two rounds
 
 
 def test_what_is_prepared_is_not_on_the_clock() -> None:
@@ -71,7 +70,103 @@ def test_a_cloned_state_shares_nothing() -> None:
     assert state[0].sum() == 0 and state[1][0].sum() == 0 and copy[1][1] == 3
 
 
+def test_a_task_is_called_before_it_counts_and_the_first_call_of_a_slow_one_is_enough() -> None:
+    calls: list[float] = []
+
+    def slow_at_first() -> None:
+        time.sleep(0 if calls else 0.05)
+        calls.append(time.perf_counter())
+
+    quick = speed.interleave({"task": slow_at_first}, seconds=0, min_rounds=3, max_rounds=3, block=0.001)
+    assert speed.median(quick["task"]).high < 0.05
+
+
+def test_what_would_take_too_long_is_foreseen_from_its_growth() -> None:
+    now = 0.0
+    tried: list[int] = []
+
+    def run(n: int) -> None:
+        nonlocal now
+        tried.append(n)
+        now += (n / 1000) ** 2
+
+    with pytest.raises(speed.TooLongError, match="would take over 10 s, by its growth from n = 1,000 to 2,000"):
+        speed.foresee(run, 4000, 10, clock=lambda: now)
+    speed.foresee(run, 4000, 17, clock=lambda: now)
+    assert tried == [2000, 1000, 2000, 1000]
+    speed.foresee(run, 400, 10, clock=lambda: now)  # far from the limit: one look is enough
+    assert tried[4:] == [200]
+
+
+def test_what_takes_too_long_is_interrupted_also_where_exceptions_are_caught() -> None:
+    begin = time.perf_counter()
+    with pytest.raises(speed.TooLongError, match=r"took over 0\.1 s"), speed.at_most(0.1):
+        while True:
+            with contextlib.suppress(Exception):
+                time.sleep(0.01)
+    assert time.perf_counter() - begin < 5
+    with speed.at_most(0.05):
+        pass
+    time.sleep(0.1)  # nothing is left that would go off
+
+
+# -- Compiling ------------------------------------------------------------------------------------
+
+
+def test_compiled_code_computes_the_same_and_its_compile_time_is_known() -> None:
+    example = torch.randn(8, 8)
+    for shift in range(12):  # more than the versions that the compiler keeps of one code
+
+        def function(x: torch.Tensor, shift: int = shift) -> torch.Tensor:
+            return x.sin() + shift
+
+        fast, seconds = speed.compiled(function, [example], 60, backend="aot_eager", fullgraph=True)
+        assert seconds > 0
+        torch.testing.assert_close(fast(example), function(example))
+
+
+def test_without_a_compiler_the_reason_is_one_line() -> None:
+    def broken(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> None:
+        raise RuntimeError("no working compiler\nand much more")
+
+    with pytest.raises(speed.CompileError, match=r"^[^\n]*no working compiler$"):
+        speed.compiled(lambda x: x + 1, [torch.ones(2)], 60, backend=broken)
+
+
+def test_no_time_to_compile_is_too_little() -> None:
+    with pytest.raises(speed.TooLongError, match="not tried"):
+        speed.compiled(lambda x: x + 1, [torch.ones(2)], 0)
+
+
 # -- Fit ------------------------------------------------------------------------------------------
+
+
+def test_a_local_exponent_is_the_slope_to_the_length_before() -> None:
+    found = scaling.local_exponents([256, 64, 128], [16.0, 1.0, 2.0])
+    assert [(slope.n, slope.value) for slope in found] == [(128, pytest.approx(1)), (256, pytest.approx(3))]
+    assert found[0].low is None and found[0].high is None
+    assert scaling.local_exponents([64], [1.0]) == []
+
+
+def test_the_interval_of_a_local_exponent_holds_it_nineteen_times_in_twenty() -> None:
+    generator, half = np.random.default_rng(0), 1.96 * 0.05
+    held = 0
+    for _ in range(1000):
+        cost = np.array([1.0, 2.0**1.5]) * np.exp(generator.normal(0, 0.05, 2))
+        (found,) = scaling.local_exponents([1, 2], cost, cost * np.exp(-half), cost * np.exp(half))
+        assert found.low is not None and found.high is not None
+        held += found.low <= 1.5 <= found.high
+    assert 930 <= held <= 970
+
+
+@pytest.mark.parametrize("n, cost", [([1, 2], [1]), ([1, 1], [1, 2]), ([1, 2], [0, 2])])
+def test_local_exponents_refuse_what_has_none(n: list[float], cost: list[float]) -> None:
+    with pytest.raises(ValueError, match="n and cost"):
+        scaling.local_exponents(n, cost)
+
+
+def test_a_growth_is_carried_on() -> None:
+    assert scaling.extrapolate([64, 128, 256], [9.0, 1.0, 4.0], 1024) == pytest.approx(64)
 
 
 @given(st.floats(-1, 3), st.floats(1e-6, 1e3))

@@ -45,6 +45,54 @@ def fit_power_law(n: Sequence[float], cost: Sequence[float]) -> PowerLaw:
     )
 
 
+@dataclass(frozen=True)
+class Slope:
+    """The exponent between a measured n and the one before it, with a 95 % interval where the costs have one."""
+
+    n: int
+    value: float
+    low: float | None
+    high: float | None
+
+
+def local_exponents(
+    n: Sequence[float],
+    cost: Sequence[float],
+    low: Sequence[float] | None = None,
+    high: Sequence[float] | None = None,
+) -> list[Slope]:
+    """The slope between neighbouring n on logarithmic axes, from the second on: log(cost ratio) / log(n ratio).
+
+    The interval takes the two costs for independent: their logarithms' half intervals add as squares, each side on its
+    own.
+
+    Raises:
+        ValueError: lists of different lengths, an n that comes twice, or a number that is not positive.
+    """
+    given = [cost, *(bound for bound in (low, high) if bound is not None)]
+    if any(len(values) != len(n) for values in given):
+        raise ValueError(f"n and cost, and bounds if given, must be of one length, not {[len(n), *map(len, given)]}")
+    if len(n) and (min(n) <= 0 or min(map(min, given)) <= 0 or len(set(n)) < len(n)):
+        raise ValueError(f"n and cost must be positive and no n may come twice, n is {list(n)}")
+    order = np.argsort(n)
+    at = np.asarray(n)[order]
+    log_cost, step = np.log(np.asarray(cost, float)[order]), np.diff(np.log(at.astype(float)))
+    slopes = np.diff(log_cost) / step
+    if low is None or high is None:
+        return [Slope(int(x), float(slope), None, None) for x, slope in zip(at[1:], slopes, strict=True)]
+    below, above = (np.abs(np.log(np.asarray(bound, float)[order]) - log_cost) for bound in (low, high))
+    down = slopes - np.hypot(below[1:], above[:-1]) / step  # least where the later cost is low and the earlier high
+    up = slopes + np.hypot(above[1:], below[:-1]) / step
+    return [Slope(int(x), *map(float, found)) for x, *found in zip(at[1:], slopes, down, up, strict=True)]
+
+
+def extrapolate(n: Sequence[float], cost: Sequence[float], to: float) -> float:
+    """The cost at `to` if the growth between the two greatest n goes on."""
+    last = local_exponents(n, cost)[-1]
+    order = np.argsort(n)
+    return float(cost[order[-1]] * (to / n[order[-1]]) ** last.value)
+
+
 def crossover(n: Sequence[float], speedup: Sequence[float]) -> float | None:
     """The n from which speedup stays at 1 or above, interpolated between measured n on logarithmic axes.
 

@@ -2,18 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
+import itertools
+import math
+import signal
 import time
-from collections.abc import Callable, Mapping
+import timeit
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType, FunctionType
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from scipy.stats import binom
-from torch.utils.benchmark import Timer
+from torch.utils import benchmark
+
+from bsbr.measure import scaling
 
 Samples = Float[np.ndarray, " rounds"]
+SLOW = 1.0  # seconds from which a first call's own overhead cannot matter, so that it need not be repeated
 
 
 @dataclass(frozen=True)
@@ -77,24 +87,27 @@ def interleave(
 ) -> dict[str, Samples]:
     """Time several tasks in turn and return the seconds a call of each took, one sample a round.
 
-    Each sample is the median of a block of calls by `torch.utils.benchmark`, which waits for a GPU to finish and calls
-    once before it counts. The order rotates from round to round. Rounds end when every median's 95 % interval is
-    narrower than `precision`, or after `seconds`, but never before `min_rounds`.
+    Each sample is the mean of a block of calls on PyTorch's clock, which waits for a GPU to finish. A task is called
+    before it counts: once or twice at the start, and a short one once before each block, which brings back into the
+    caches what the others have pushed out. The order rotates from round to round. Rounds end when every median's 95 %
+    interval is narrower than `precision`, or after `seconds`, but never before `min_rounds`.
 
     Args:
         tasks: by name. A plain callable is a task that needs nothing prepared.
         seconds: how long to go on in search of that precision.
         precision: width of the interval to reach, relative to the median.
-        min_rounds, max_rounds: samples a task at least and at most.
+        min_rounds, max_rounds: samples a task at least and at most. From six on the samples' range is a 95 % interval,
+            from nine on the interval leaves out the least and the greatest.
         block: seconds that a block of calls lasts at least.
     """
-    timers = {name: _timer(task if isinstance(task, Task) else _plain(task)) for name, task in tasks.items()}
+    clocks = {name: _clock(task if isinstance(task, Task) else _plain(task)) for name, task in tasks.items()}
+    calls = {name: _calls(clock, block) for name, clock in clocks.items()}
     samples: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
     begin = time.perf_counter()
     for done in range(1, max_rounds + 1):
         for name in names:
-            samples[name].append(timers[name].blocked_autorange(min_run_time=block).median)
+            samples[name].append(_sample(clocks[name], calls[name]))
         names = names[1:] + names[:1]
         if done >= min_rounds:
             precise = all(median(np.array(found)).spread <= precision for found in samples.values())
@@ -107,10 +120,147 @@ def _plain(task: Callable[[], object]) -> Task:
     return Task(run=lambda _: task())
 
 
-def _timer(task: Task) -> Timer:
-    return Timer(
-        stmt="run(prepared)",
-        setup="prepared = prepare()",
-        globals={"run": task.run, "prepare": task.prepare},
-        num_threads=torch.get_num_threads(),
-    )
+def _clock(task: Task) -> timeit.Timer:
+    """What is prepared is prepared once a block. `timeit` keeps the garbage collector out of it."""
+    names = {"run": task.run, "prepare": task.prepare}
+    return timeit.Timer("run(prepared)", "prepared = prepare()", timer=benchmark.timer, globals=names)
+
+
+def _calls(clock: timeit.Timer, block: float) -> int:
+    """How many calls last `block` seconds."""
+    calls, took = 1, clock.timeit(1)
+    if took < SLOW:
+        took = clock.timeit(1)  # the first call of anything loads and allocates
+    while took < block:
+        calls *= math.ceil(min(max(block / max(took, 1e-9), 2), 10))
+        took = clock.timeit(calls)
+    return calls
+
+
+def _sample(clock: timeit.Timer, calls: int) -> float:
+    if calls > 1:
+        clock.timeit(1)
+    return clock.timeit(calls) / calls
+
+
+# -- Limits of time -------------------------------------------------------------------------------
+
+
+class TooLongError(RuntimeError):
+    """Something would take, or took, longer than it may."""
+
+
+def foresee(run: Callable[[int], object], n: int, limit: float, clock: Callable[[], float] = benchmark.timer) -> None:
+    """Make sure that `run(n)` will not take over `limit` seconds, by what it takes at n/2 and n/4.
+
+    The growth between those two lengths is taken to go on. Where n/2 takes less than a 16th of the limit nothing more
+    is tried: no cost here grows faster than n⁴.
+
+    Raises:
+        TooLongError: it would; the message says by which growth.
+    """
+
+    def seconds(length: int) -> float:
+        begin = clock()
+        run(length)
+        return clock() - begin
+
+    if n < 4 or (half := seconds(n // 2)) < limit / 16:
+        return
+    lengths = (n // 4, n // 2)
+    expected = scaling.extrapolate(lengths, (seconds(n // 4), half), n)
+    if expected > limit:
+        raise TooLongError(f"would take over {limit:g} s, by its growth from n = {lengths[0]:,} to {lengths[1]:,}")
+
+
+@contextlib.contextmanager
+def at_most(seconds: float) -> Iterator[None]:
+    """Interrupt what takes over `seconds`. For the main thread of a process; on Windows it has no effect.
+
+    Raises:
+        TooLongError: it did.
+    """
+    if not hasattr(signal, "setitimer"):
+        yield
+        return
+
+    class Interrupt(BaseException):
+        """Not an Exception: what catches those must not take it for a failure of its own."""
+
+    def interrupt(_: int, __: FrameType | None) -> NoReturn:
+        raise Interrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, seconds, 0.5)  # again and again: some callbacks swallow what is raised in them
+    try:
+        yield
+    except Interrupt:
+        raise TooLongError(f"took over {seconds:g} s") from None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# -- Compiling ------------------------------------------------------------------------------------
+
+
+class CompileError(RuntimeError):
+    """PyTorch could not compile; the message is the reason, in one line."""
+
+
+def compiled(
+    function: FunctionType, example: Sequence[Any], limit: float, **options: Any
+) -> tuple[Callable[..., Any], float]:
+    """`torch.compile(function, **options)`, called once with `example`, and the seconds which that took.
+
+    Nothing is taken from a cache of earlier compilations, and what every first compilation of a process does once (to
+    load the compiler, to compile the headers) is done beforehand.
+
+    Args:
+        limit: seconds that it may take; with 0 nothing is tried.
+
+    Raises:
+        CompileError: there is no compiler, or it failed.
+        TooLongError: it took over `limit` seconds.
+    """
+    if limit <= 0:
+        raise TooLongError("compiling is not tried at this size")
+    device = next(x.device for x in example if isinstance(x, torch.Tensor))
+    with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
+        try:
+            _warm_compiler(device, options.get("backend", "inductor"), limit)
+            with at_most(limit):
+                fast = torch.compile(_own_code(function), **options)
+                begin = benchmark.timer()
+                fast(*example)
+                return fast, benchmark.timer() - begin
+        except TooLongError:
+            raise TooLongError(f"compiling takes over {limit:g} s") from None
+        except Exception as error:  # whatever a compiler says: the same call has to work without one
+            raise CompileError(_first_line(error)) from error
+
+
+def _own_code(function: FunctionType) -> FunctionType:
+    """A function of the same meaning with code of its own: of one code the compiler keeps only a few versions."""
+    code = function.__code__.replace(co_name=f"{function.__code__.co_name}_{next(_count)}")
+    return FunctionType(code, function.__globals__, code.co_name, function.__defaults__, function.__closure__)
+
+
+_count = itertools.count()
+_warm: set[tuple[torch.device, object]] = set()
+
+
+def _warm_compiler(device: torch.device, backend: Any, limit: float) -> None:
+    if backend == "inductor":
+        importlib.import_module("torch._inductor.compile_fx")  # an import is not to be interrupted
+    if (device, backend) not in _warm:
+        with at_most(limit):
+            torch.compile(lambda x: (x @ x).relu().sum(-1), backend=backend)(torch.ones(64, 64, device=device))
+        _warm.add((device, backend))
+
+
+def _first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or of the one in the compiler that it stands for."""
+    error = getattr(error, "inner_exception", error)
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no reason given'}"[:200]

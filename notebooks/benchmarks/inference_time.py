@@ -6,7 +6,7 @@
 # %% tags=["remove-input"]
 from bsbr import figures
 
-answer, main_chart, origin = figures.reserve("answer"), figures.reserve("chart"), figures.reserve("source")
+answer, claimed, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
 # %% [markdown]
 # ## What was claimed
@@ -39,10 +39,15 @@ figures.table(
 # - **prefill**: one pass over $n$ tokens up to the last hidden state, as a classifier or an encoder runs it;
 # - **decode**: new tokens one by one, after a prompt of $n$ tokens that was read off the clock.
 #
+# Both are timed for one text and for a batch of texts, in eager mode, which is how PyTorch runs a model unless told
+# otherwise. At a few lengths the pass is also compiled by `torch.compile`, for exactly that length.
+#
 # In each cell the mechanisms take turns, round after round in rotated order, so that whatever slows the machine slows
 # all alike, and a speedup is the median of the ratios within a round. Times are medians. Intervals are 95 % ones from
 # order statistics, which assume nothing about the distribution. A control cell is repeated at the start, in the middle
-# and at the end: how far its times differ is the noise of this run.
+# and at the end: how far its times differ is the noise of this run. A cell goes on until every interval is narrow, or
+# until its limit of time. A mechanism that the growth of its own times puts beyond the limit for one call is not run at
+# that length; it gets a row that says so. [](../../book/method.md) has the details.
 
 # %% tags=["parameters", "remove-cell"]
 target = "cpu"
@@ -61,11 +66,25 @@ from bsbr.results import Sweep, is_out_of_memory, row, select
 
 SIZES = {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512}
 SIZES |= {"chunk_size": 128, "window_size": 128}
+EVERY = list(MECHANISMS)
+PRECISION = 0.05  # of the median: the width of interval at which a cell ends
 PROFILES = {
-    "tiny": {"longest": 256, "control_n": 64, "new_tokens": 4, "seconds": 0.1, "split": None},
-    "quick": {"longest": 4096, "control_n": 1024, "new_tokens": 50, "seconds": 4, "split": 1024},
-    "full": {"longest": 16384, "control_n": 1024, "new_tokens": 50, "seconds": 8, "split": 1024},
-}
+    "tiny": {
+        "longest": 256, "control_n": 64, "new_tokens": 4, "seconds": 0.1, "min_rounds": 3, "longest_call": 3,
+        "batch": 2, "batched": [64], "compiled": {64: ["standard", "bsbr"]}, "longest_compile": 0,
+        "ranges": [(64, 256)],
+    },
+    "quick": {
+        "longest": 4096, "control_n": 1024, "new_tokens": 50, "seconds": 3, "min_rounds": 7, "longest_call": 6,
+        "batch": 8, "batched": [256, 1024], "compiled": {512: ["standard", "bsbr"]}, "longest_compile": 60,
+        "ranges": [(64, 1024), (1024, 4096)],
+    },
+    "full": {
+        "longest": 65536, "control_n": 1024, "new_tokens": 50, "seconds": 7, "min_rounds": 9, "longest_call": 6,
+        "batch": 8, "batched": [64, 128, 256, 512, 1024, 2048, 4096], "compiled": {512: EVERY, 4096: EVERY},
+        "longest_compile": 60, "ranges": [(64, 1024), (1024, 4096), (1024, 16384), (4096, 65536)],
+    },
+}  # fmt: skip
 settings = PROFILES[profile]
 mechanisms = list(MECHANISMS)
 lengths = [64 * 2**i for i in range(20) if 64 * 2**i <= settings["longest"]]
@@ -101,21 +120,34 @@ def decode_task(model: TransformerLM, ids: torch.Tensor) -> speed.Task:
     return speed.Task(run, prepare=lambda: speed.clone(state))
 
 
-def measure(phase: str, n: int, repeat: int | None = None) -> list[dict]:
-    """Time every mechanism in turn; one that does not fit into memory gets a row that says so."""
-    ids = torch.randint(SIZES["vocab_size"], (1, n), generator=torch.Generator().manual_seed(n)).to(device)
+def measure(phase: str, n: int, batch: int, mode: str, repeat: int | None = None) -> list[dict]:
+    """Time every mechanism in turn; one that does not fit into memory or time gets rows that say so."""
+    ids = torch.randint(SIZES["vocab_size"], (batch, n), generator=torch.Generator().manual_seed(n)).to(device)
+    if mode == "compiled":
+        return measure_compiled(n, ids)
     make = decode_task if phase == "decode" else prefill_task
+    metrics = ("time", "time_per_token") if phase == "decode" else ("time",)
     tasks, rows = {}, []
     for name, model in models.items():
+
+        def call(length: int, model: TransformerLM = model) -> None:
+            task = make(model, ids[:, :length])
+            task.run(task.prepare())
+
         try:
+            speed.foresee(call, n, settings["longest_call"])
             tasks[name] = make(model, ids)
             tasks[name].run(tasks[name].prepare())
+        except speed.TooLongError as error:
+            rows += not_measured(metrics, "not_available", error, mechanism=name)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
-            del tasks[name]
-            rows.append(row("time", None, mechanism=name, status="out_of_memory", reason=str(error)[:200]))
-    samples = speed.interleave(tasks, seconds=settings["seconds"])
+            tasks.pop(name, None)
+            rows += not_measured(metrics, "out_of_memory", error, mechanism=name)
+    samples = speed.interleave(
+        tasks, seconds=settings["seconds"], min_rounds=settings["min_rounds"], precision=PRECISION
+    )
     for name, taken in samples.items():
         rows.append(row("time", **asdict(speed.median(taken)), mechanism=name))
         if phase == "decode":
@@ -126,68 +158,124 @@ def measure(phase: str, n: int, repeat: int | None = None) -> list[dict]:
     return rows
 
 
+def not_measured(metrics: tuple[str, ...], status: str, error: Exception, **factors: str) -> list[dict]:
+    return [row(metric, None, status=status, reason=str(error)[:200], **factors) for metric in metrics]
+
+
+def measure_compiled(n: int, ids: torch.Tensor) -> list[dict]:
+    """Time each mechanism compiled in turn with itself as it is; the time to compile is a row of its own."""
+    tasks, rows = {}, []
+    for name in settings["compiled"][n]:
+
+        def encode(tokens: torch.Tensor, model: TransformerLM = models[name]) -> torch.Tensor:
+            return model.encode(tokens)
+
+        try:
+            with torch.inference_mode():
+                fast, seconds = speed.compiled(encode, [ids], settings["longest_compile"], dynamic=False)
+        except (speed.CompileError, speed.TooLongError) as error:
+            rows += not_measured(("time",), "not_available", error, mechanism=name, phase="compile")
+            rows += not_measured(("time",), "not_available", error, mechanism=name)
+            continue
+        rows.append(row("time", seconds, samples=1, mechanism=name, phase="compile"))
+        tasks[name] = speed.Task(lambda _, fast=fast: torch.inference_mode()(fast)(ids))
+        tasks[f"{name}, eager"] = prefill_task(models[name], ids)
+    samples = speed.interleave(
+        tasks, seconds=settings["seconds"], min_rounds=settings["min_rounds"], precision=PRECISION
+    )
+    for name in [name for name in samples if name in models]:
+        taken, eager = samples[name], samples[f"{name}, eager"]
+        rows.append(row("time", **asdict(speed.median(taken)), mechanism=name))
+        rows.append(row("relative_time", **asdict(speed.ratio(taken, eager)), mechanism=name))
+        if "standard" in samples and name != "standard":
+            rows.append(row("speedup", **asdict(speed.ratio(samples["standard"], taken)), mechanism=name))
+    return rows
+
+
 # %% tags=["hide-input", "remove-output"]
-control = [{"phase": "control", "n": settings["control_n"], "repeat": repeat} for repeat in (1, 2, 3)]
-prefill = [{"phase": "prefill", "n": n} for n in lengths]
-decode = [{"phase": "decode", "n": n} for n in lengths]
-cells = [control[0], *prefill, control[1], *decode, control[2]]
+SINGLE, BATCHED = {"batch": 1, "mode": "eager"}, {"batch": settings["batch"], "mode": "eager"}
+control = [{"phase": "control", "n": settings["control_n"], **SINGLE, "repeat": repeat} for repeat in (1, 2, 3)]
+prefill = [{"phase": "prefill", "n": n, **SINGLE} for n in lengths]
+decode = [{"phase": "decode", "n": n, **SINGLE} for n in lengths]
+batches = [{"phase": phase, "n": n, **BATCHED} for phase in ("prefill", "decode") for n in settings["batched"]]
+compiled = [{"phase": "prefill", "n": n, "batch": 1, "mode": "compiled"} for n in settings["compiled"]]
+cells = [control[0], *prefill, control[1], *decode, *batches, *compiled, control[2]]
 
 sweep = Sweep(
     "benchmarks/inference_time",
     target=target,
     profile=profile,
-    parameters={**SIZES, **settings, "batch": 1, "dtype": "float32", "mechanisms": mechanisms},
+    parameters={**SIZES, **settings, "dtype": "float32", "mechanisms": mechanisms},
     code=[bsbr.model, speed],
 )
 measured = sweep.measure(cells, measure)
 
 
 # %% [markdown]
-# From the times follow, for each mechanism and phase, the exponent of a power law on each range of lengths and the
-# length from which it stays faster than standard attention.
+# From the times follow, for each mechanism, phase and batch, the exponent of a power law on each range of lengths, the
+# slope between each length and the one before it, and the length from which it stays faster than standard attention.
 
 
 # %% tags=["hide-input"]
-def exponents(phase: str, name: str, start: int, end: int) -> list[dict]:
-    times = select(measured, "time", phase=phase, mechanism=name).dropna(subset="value")
+def times_of(where: dict) -> pd.DataFrame:
+    return select(measured, "time", **where).dropna(subset="value").sort_values("n")
+
+
+def exponents(where: dict, start: int, end: int) -> list[dict]:
+    times = times_of(where)
     times = times[times["n"].between(start, end)]
-    if len(times) < 3:
+    if len(times) < 3 or not {start, end} <= set(times["n"]):
         return []
     fit = scaling.fit_power_law(list(times["n"]), list(times["value"]))
-    where = {"phase": phase, "mechanism": name, "n_from": start, "n_to": end}
+    over = {**where, "n_from": start, "n_to": end}
     return [
-        row("exponent", fit.exponent, low=fit.low, high=fit.high, samples=fit.points, **where),
-        row("r_squared", fit.r_squared, samples=fit.points, **where),
+        row("exponent", fit.exponent, low=fit.low, high=fit.high, samples=fit.points, **over),
+        row("r_squared", fit.r_squared, samples=fit.points, **over),
     ]
 
 
-def crossover(phase: str, name: str) -> dict:
-    gains = select(measured, "speedup", phase=phase, mechanism=name)
-    n, where = list(gains["n"]), {"phase": phase, "mechanism": name}
+def slopes(where: dict) -> list[dict]:
+    times = times_of(where)
+    found = scaling.local_exponents(*(list(times[column]) for column in ("n", "value", "low", "high")))
+    return [row("local_exponent", slope.value, low=slope.low, high=slope.high, n=slope.n, **where) for slope in found]
+
+
+def crossover(where: dict) -> dict:
+    gains = select(measured, "speedup", **where)
+    n = list(gains["n"])
+    if not n:
+        return row("crossover_n", None, status="not_available", reason="never measured beside standard", **where)
     at, earliest, latest = (scaling.crossover(n, list(gains[column])) for column in ("value", "high", "low"))
     if at is None:
-        return row("crossover_n", None, status="not_available", reason="slower at the longest length", **where)
+        reason = f"slower at n = {max(n):,}, the longest length that both ran"
+        return row("crossover_n", None, status="not_available", reason=reason, **where)
     return row("crossover_n", at, low=earliest, high=latest, **where)
 
 
 def noise(name: str) -> dict:
     times = select(measured, "time", phase="control", mechanism=name)["value"]
-    return row("noise", (times.max() / times.min() - 1) * 100, samples=len(times), mechanism=name, phase="control")
+    where = {"mechanism": name, "phase": "control", **SINGLE}
+    return row("noise", (times.max() / times.min() - 1) * 100, samples=len(times), **where)
 
 
-split = settings["split"]
-ranges = [(lengths[0], split), (split, lengths[-1])] if split else [(lengths[0], lengths[-1])]
+ranges = settings["ranges"]
 derived = [noise(name) for name in mechanisms]
 for phase in ("prefill", "decode"):
-    derived += [crossover(phase, name) for name in mechanisms if name != "standard"]
-    for name in mechanisms:
-        for start, end in ranges:
-            derived += exponents(phase, name, start, end)
+    for size in (SINGLE, BATCHED):
+        for name in mechanisms:
+            where = {"phase": phase, **size, "mechanism": name}
+            derived += slopes(where)
+            derived += [found for start, end in ranges for found in exponents(where, start, end)]
+            if name != "standard":
+                derived.append(crossover(where))
 
 result = sweep.publish(pd.concat([measured, pd.DataFrame(derived)], ignore_index=True))
 
 # %% tags=["remove-input"]
-last_from, last_to = ranges[-1]
+PREFILL, DECODE = {"phase": "prefill", **SINGLE}, {"phase": "decode", **SINGLE}
+gains = result.select("speedup", **PREFILL)
+common = int(gains["n"].max())  # the longest length that standard attention ran too
+last_from, last_to = next(r for r in reversed(ranges) if r[1] <= common)
 
 
 def shown(metric: str, digits: int = 2, **factors: object) -> str:
@@ -195,13 +283,13 @@ def shown(metric: str, digits: int = 2, **factors: object) -> str:
     return figures.interval(found["value"], found["low"], found["high"], digits)
 
 
-def growth(name: str, phase: str = "prefill") -> str:
-    where = {"phase": phase, "mechanism": name, "n_from": last_from, "n_to": last_to}
+def growth(name: str) -> str:
+    where = {**PREFILL, "mechanism": name, "n_from": last_from, "n_to": last_to}
     return f"$n^{{{result.value('exponent', **where):.2f}}}$"
 
 
 def from_where(name: str) -> str:
-    at = result.select("crossover_n", phase="prefill", mechanism=name).iloc[0]
+    at = result.select("crossover_n", **PREFILL, mechanism=name).iloc[0]
     if at["status"] != "ok":
         return "standard attention is the faster at every length up to there"
     if at["value"] <= lengths[0]:
@@ -211,23 +299,29 @@ def from_where(name: str) -> str:
 
 
 def per_token(name: str, n: int) -> str:
-    return figures.number(result.value("time_per_token", phase="decode", mechanism=name, n=n))
+    return figures.number(result.value("time_per_token", **DECODE, mechanism=name, n=n))
+
+
+def longest(name: str, phase: str = "decode") -> int:
+    times = result.select("time", phase=phase, **SINGLE, mechanism=name)
+    return int(times[times["status"] == "ok"]["n"].max())
 
 
 def token_ratio(name: str) -> str:
-    costs = [result.value("time_per_token", phase="decode", mechanism=name, n=n) for n in (lengths[0], lengths[-1])]
+    costs = [result.value("time_per_token", **DECODE, mechanism=name, n=n) for n in (lengths[0], longest(name))]
     return figures.number(costs[1] / costs[0])
 
 
 figures.say(
-    f"**BSBR reads {lengths[-1]:,} tokens {shown('speedup', phase='prefill', mechanism='bsbr', n=lengths[-1])} times as "
+    f"**BSBR reads {common:,} tokens {shown('speedup', **PREFILL, mechanism='bsbr', n=common)} times as "
     f"fast as standard attention; {from_where('bsbr')}.** From {last_from:,} to {last_to:,} tokens its time grows as "
     f"{growth('bsbr')}, that of standard attention as {growth('standard')}. A decoded token costs "
-    f"{per_token('bsbr', lengths[0])} ms after {lengths[0]} tokens and {per_token('bsbr', lengths[-1])} ms after "
-    f"{lengths[-1]:,}, against {per_token('standard', lengths[0])} and {per_token('standard', lengths[-1])} ms.",
+    f"{per_token('bsbr', lengths[0])} ms after {lengths[0]} tokens and {per_token('bsbr', common)} ms after "
+    f"{common:,}, against {per_token('standard', lengths[0])} and {per_token('standard', common)} ms.",
     answer,
 )
-prefill_times = result.select("time", phase="prefill")
+figures.say(claims.line(result), claimed)
+prefill_times = result.select("time", **PREFILL)
 chart = figures.lines(prefill_times, "n", title="Time to read n tokens", x_title="n (tokens)", log_x=True, log_y=True)
 figures.show(figures.axis_toggle(chart), "prefill", main_chart)
 figures.say(figures.provenance_line(result), origin)
@@ -242,14 +336,13 @@ figures.table(
 figures.show_provenance(result)
 
 # %% tags=["hide-input"]
-gains = result.select("speedup", phase="prefill")
 chart = figures.lines(
     gains, "n", title="Measured and claimed speedup over standard attention", x_title="n (tokens)",
     y_title="times as fast", log_x=True, log_y=True,
 )  # fmt: skip
 for symbol, document in zip(["circle", "square", "diamond"], by_document, strict=True):
-    claimed = by_document[document].dropna()
-    figures.add_claim(chart, claimed.index, claimed, f"bsbr, claimed: {document}", symbol)
+    numbers = by_document[document].dropna()
+    figures.add_claim(chart, numbers.index, numbers, f"bsbr, claimed: {document}", symbol)
 chart.add_hline(y=1, line={"color": "#7F7F7F", "width": 1})
 chart.update_layout(legend={"orientation": "h", "y": -0.25, "yanchor": "top"}, height=480)
 figures.show(chart, "speedup")
@@ -259,13 +352,65 @@ figures.show_provenance(result)
 # ## Decode
 
 # %% tags=["hide-input"]
-tokens = result.select("time_per_token", phase="decode")
+tokens = result.select("time_per_token", **DECODE)
 chart = figures.lines(tokens, "n", title="One decoded token after n tokens", x_title="n (tokens)", log_x=True)
 chart.update_yaxes(rangemode="tozero")
 figures.show(figures.axis_toggle(chart), "decode")
 figures.table(
     figures.pivot(tokens, "n", "mechanism"), caption="Milliseconds a token after n tokens, median and 95 % interval"
 )
+figures.show_provenance(result)
+
+# %% [markdown]
+# ## A batch of texts
+#
+# A batch gives a processor more equal work at a time. What is fixed a call is then shared by more tokens, and growth
+# shows from shorter lengths on.
+
+# %% tags=["remove-input"]
+where = {"phase": "prefill", **BATCHED}
+figures.table(
+    figures.pivot(result.select("time", **where), "n", "mechanism"),
+    caption=f"Seconds to read a batch of {settings['batch']} texts of n tokens, median and 95 % interval",
+)
+figures.table(
+    figures.pivot(result.select("speedup", **where), "n", "mechanism", digits=2),
+    caption=f"Times as fast as standard attention, batch of {settings['batch']}",
+)
+figures.table(
+    figures.pivot(result.select("time_per_token", phase="decode", **BATCHED), "n", "mechanism"),
+    caption=f"Milliseconds a step of {settings['batch']} tokens, one a text, after n tokens each",
+)
+figures.show_provenance(result)
+
+# %% [markdown]
+# ## Compiled
+#
+# `torch.compile` fuses the small operations between the matrix products. It is given one length (`dynamic=False`), which
+# is the best case for it. Compiling takes a time of its own, once a length and mechanism, with nothing kept from
+# earlier runs.
+
+# %% tags=["remove-input"]
+COMPILED = {"batch": 1, "mode": "compiled"}
+compiled_times = result.select("time", phase="prefill", **COMPILED)
+figures.table(
+    figures.pivot(compiled_times, "mechanism", "n").rename(columns=lambda n: f"n = {n:,}" if isinstance(n, int) else n),
+    caption="Seconds to read n tokens, compiled",
+)
+for metric, caption in (
+    ("relative_time", "Time compiled over time in eager mode, same round"),
+    ("speedup", "Times as fast as standard attention, both compiled"),
+):
+    if len(rows := result.select(metric, **{**COMPILED, "phase": "prefill"})):
+        figures.table(figures.pivot(rows, "mechanism", "n", digits=2), caption=caption)
+figures.table(
+    figures.pivot(result.select("time", phase="compile", **COMPILED), "mechanism", "n"), caption="Seconds to compile"
+)
+absent = compiled_times[compiled_times["status"] != "ok"]
+if len(absent):
+    figures.say(
+        "Not available: " + "; ".join(f"{r.mechanism}, n = {r.n:,}: {r.reason}" for r in absent.itertuples()) + "."
+    )
 figures.show_provenance(result)
 
 
@@ -281,23 +426,56 @@ def span(rows: pd.DataFrame) -> list[str]:
     return [f"n = {start:,} … {end:,}" for start, end in zip(rows["n_from"], rows["n_to"], strict=True)]
 
 
-fits = result.select("exponent", phase="prefill")
-growth_table = figures.pivot(fits.assign(range=span(fits)), "mechanism", "range").set_index("mechanism")
-for document, claimed in claims.load("exponent").groupby("document", sort=False):
-    values = claimed.set_index("mechanism")["value"].map(figures.number)
+def growth_of(phase: str, size: dict) -> pd.DataFrame:
+    fits = result.select("exponent", phase=phase, **size)
+    return figures.pivot(fits.assign(range=span(fits)), "mechanism", "range").set_index("mechanism")
+
+
+growth_table = growth_of("prefill", SINGLE)
+for document, stated in claims.load("exponent").groupby("document", sort=False):
+    values = stated.set_index("mechanism")["value"].map(figures.number)
     growth_table[f"claimed: {claims.short(document)}"] = growth_table.index.map(values).fillna("–")
 figures.table(growth_table.reset_index(), caption="Exponent of the time to read n tokens, with 95 % interval")
 
-r_squared = result.select("r_squared", phase="prefill")
+r_squared = result.select("r_squared", **PREFILL)
 table = figures.pivot(
     r_squared.assign(range=["R², " + name for name in span(r_squared)]), "mechanism", "range", digits=4
 )
-crossings = result.select("crossover_n").assign(value=lambda rows: rows["value"].round())
-crossings = figures.pivot(crossings, "mechanism", "phase", intervals=False).rename(
-    columns={phase: f"{phase}: faster than standard from n" for phase in ("prefill", "decode")}
+crossings = result.select("crossover_n")
+names = [f"{phase}, batch {batch}" for phase, batch in zip(crossings["phase"], crossings["batch"], strict=True)]
+crossings = crossings.assign(
+    where=names, value=crossings["value"].round(), low=crossings["low"].round(), high=crossings["high"].round()
 )
-table = table.merge(crossings, how="left").fillna("–").replace("not available", f"not up to {lengths[-1]:,}")
-figures.table(table, caption="How well the power law fits, and the crossover")
+crossings = figures.pivot(crossings, "mechanism", "where")
+table = table.merge(crossings, how="left").fillna("–").replace("not available", "not faster")
+figures.table(table, caption="How well the power law fits, and the n from which it is faster than standard attention")
+figures.show_provenance(result)
+
+# %% [markdown]
+# The slope between neighbouring lengths shows where a growth begins: the exponent of a range is an average of it.
+
+# %% tags=["hide-input"]
+local = result.select("local_exponent", **PREFILL)
+chart = figures.lines(
+    local, "n", title="Local exponent: slope from n/2 to n", x_title="n (tokens)", y_title="exponent", log_x=True
+)
+for level in (1, 2):
+    chart.add_hline(y=level, line={"color": "#7F7F7F", "width": 1, "dash": "dot"})
+figures.show(chart, "local-exponent")
+figures.table(
+    figures.pivot(local, "n", "mechanism", digits=2),
+    caption="Local exponent of the time to read n tokens, from n/2 to n",
+)
+for phase, size in (("decode", SINGLE), ("prefill", BATCHED), ("decode", BATCHED)):
+    if len(fits := growth_of(phase, size)):
+        figures.table(fits.reset_index(), caption=f"Exponent of {phase}, batch of {size['batch']}, with 95 % interval")
+figures.show_provenance(result)
+
+# %% [markdown]
+# ## Claimed and measured
+
+# %% tags=["remove-input"]
+claims.table(result)
 figures.show_provenance(result)
 
 # %% [markdown]
@@ -305,28 +483,43 @@ figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 chunk = SIZES["chunk_size"]
-shortest = result.select("speedup", phase="prefill", n=lengths[0], mechanism="bsbr").iloc[0]
+shortest = result.select("speedup", **PREFILL, n=lengths[0], mechanism="bsbr").iloc[0]
 noisiest = result.select("noise").sort_values("value").iloc[-1]
+timed = result.table[(result.table["metric"] == "time") & result.table["low"].notna()]
+widths = (timed["high"] - timed["low"]) / timed["value"] * 100
+beyond = prefill_times[prefill_times["status"] == "not_available"]
+left_out = ""
+if len(beyond):
+    first = beyond.groupby("mechanism", sort=False)["n"].min()
+    which = " and ".join(f"{name} from n = {n:,} on" for name, n in first.items())
+    left_out = (
+        f"Left out is {which}: a call would have taken over {settings['longest_call']} seconds. The others go on to "
+        f"n = {lengths[-1]:,}, which BSBR reads in {shown('time', **PREFILL, mechanism='bsbr', n=lengths[-1])} seconds.\n\n"
+    )
 figures.say(
     f"Up to one chunk of {chunk} tokens BSBR has nothing to retrieve, so it does what standard attention does and its "
     f"own projections besides: at n = {lengths[0]} it is {figures.number(shortest['value'])} times as fast. Beyond that "
     f"it reads a number of tokens that does not grow, plus one state a chunk, and the gap widens with every doubling. "
     f"The mixing of chunk states is quadratic in the number of chunks, which is n over {chunk}; it is part of what lifts "
-    f"the growth to {growth('bsbr')} from {last_from:,} tokens on.\n\n"
+    f"the growth to {growth('bsbr')} from {last_from:,} to {last_to:,} tokens.\n\n"
+    f"{left_out}"
     f"A step of BSBR reads at most one chunk and one state, however long the text: a token costs "
-    f"{token_ratio('bsbr')} times as much after {lengths[-1]:,} tokens as after {lengths[0]}. Standard attention reads "
-    f"all earlier keys and values again, and its ratio is {token_ratio('standard')}.\n\n"
+    f"{token_ratio('bsbr')} times as much after {longest('bsbr'):,} tokens as after {lengths[0]}. Standard attention reads "
+    f"all earlier keys and values again, and its ratio is {token_ratio('standard')} after {longest('standard'):,}.\n\n"
     f"The noise of this run: the control cell, timed three times over the run, differed by at most "
     f"{figures.number(noisiest['value'])} % ({noisiest['mechanism']}). A difference between mechanisms smaller than that "
-    f"means nothing here. "
-    f"Sizes: {', '.join(f'{name} {value:,}' for name, value in SIZES.items())}; float32, batch of one, eager mode; "
+    f"means nothing here. The 95 % interval of a time is as wide as {figures.number(widths.median())} % of it in the middle "
+    f"cell and {figures.number(widths.max())} % in the widest; a cell ended when all of its intervals were under "
+    f"{figures.number(100 * PRECISION)} %, or after {settings['seconds']} seconds, with at least {settings['min_rounds']} "
+    f"rounds. "
+    f"Sizes: {', '.join(f'{name} {value:,}' for name, value in SIZES.items())}; float32; "
     f"{settings['new_tokens']} decoded tokens a sample."
 )
 
 # %% [markdown]
 # ## Limits and exercises
 #
-# - One batch size, one precision, eager mode. On a GPU the fused kernel of standard attention is stronger than here, so
+# - One precision, and compiled code for fixed lengths only. On a GPU the fused kernel of standard attention is stronger than here, so
 #   the crossover lies elsewhere: run this notebook with the target `gpu`.
 # - Change `chunk_size` in `SIZES`: where does the crossover go when chunks get smaller, and what happens to the
 #   exponent?
