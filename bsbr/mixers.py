@@ -88,8 +88,9 @@ class Mixer(nn.Module):
 
     def project(self, x: Float[Tensor, "batch n hidden_dim"], rotary: Rotary) -> tuple[Tensor, ...]:
         """What the mechanism reads, (batch, heads, n, …) each: q, k and v, and more where a subclass adds it."""
-        q, k, v = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return rotary.rotate(q), rotary.rotate(k), v
+        heads = self.in_proj(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        q, k = rotary.rotate(heads[:2]).unbind(0)
+        return q, k, heads[2]
 
     def merge(
         self, x: Float[Tensor, "batch n hidden_dim"], out: Float[Tensor, "batch heads n dim"]
@@ -102,6 +103,13 @@ class Standard(Mixer):
     """Softmax attention to every earlier token."""
 
     attention = standard
+
+
+class BSBRState(NamedTuple):
+    """The mechanism's state, and the sum of the open chunk's tokens, from which its meta key will be projected."""
+
+    attention: bsbr.State
+    x_sum: Float[Tensor, "batch hidden_dim"]
 
 
 class BSBR(Mixer):
@@ -146,19 +154,24 @@ class BSBR(Mixer):
         meta_q, meta_k = self.meta_q_proj(chunks[:, :, -1]), self.meta_k_proj(chunks.mean(2))
         return *super().project(x, rotary), self._heads(meta_q), self._heads(meta_k)
 
-    def prefill(self, x: Tensor, rotary: Rotary, lengths: Tensor) -> tuple[Tensor, Any]:
+    def prefill(self, x: Tensor, rotary: Rotary, lengths: Tensor) -> tuple[Tensor, BSBRState]:
+        out, state = super().prefill(x, rotary, lengths)
         position, end = torch.arange(x.shape[1], device=x.device), lengths[:, None]
-        open_chunk = (position >= end // self.chunk_size * self.chunk_size) & (position < end)
-        meta_k_sum = self._heads(self.meta_k_proj((x * open_chunk[..., None]).sum(1)))
-        q, k, v, meta_q, meta_k = self.project(x, rotary)
-        out, state = bsbr.prefill(q, k, v, meta_q, meta_k, meta_k_sum, lengths=lengths, **self.options)
-        return self.merge(x, out), state
+        opened = (position >= end // self.chunk_size * self.chunk_size) & (position < end)
+        return out, BSBRState(state, (x * opened[..., None]).sum(1))
 
-    def step(self, x: Tensor, rotary: Rotary, state: bsbr.State) -> tuple[Tensor, Any]:
+    def step(self, x: Tensor, rotary: Rotary, state: BSBRState) -> tuple[Tensor, BSBRState]:
         q, k, v = (part[:, :, 0] for part in super().project(x[:, None], rotary))
-        meta_q, meta_k = self._heads(self.meta_q_proj(x)), self._heads(self.meta_k_proj(x))
-        out, state = bsbr.step(q, k, v, meta_q, meta_k, state, **self.options)
-        return self.merge(x[:, None], out[:, :, None])[:, 0], state
+        out, attention = bsbr.step(q, k, v, state.attention, self.chunk_size, self.local_chunks, self.expand)
+        x_sum = state.x_sum.add_(x)
+        rows = bsbr.ended(attention, self.chunk_size)
+        if len(rows):
+            meta_q = self._heads(self.meta_q_proj(x[rows]))
+            meta_k = self._heads(self.meta_k_proj(x_sum[rows] / self.chunk_size))
+            sizes = self.chunk_size, self.local_chunks, self.top_k
+            attention = bsbr.close(rows, meta_q, meta_k, attention, *sizes, self.compress)
+            x_sum[rows] = 0
+        return self.merge(x[:, None], out[:, :, None])[:, 0], BSBRState(attention, x_sum)
 
     def _heads(self, x: Float[Tensor, "batch *rest hidden_dim"]) -> Float[Tensor, "batch heads *rest head_dim"]:
         return x.unflatten(-1, (self.num_heads, self.head_dim)).movedim(-2, 1)

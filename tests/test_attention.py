@@ -101,16 +101,32 @@ def reference(name: str, case: Case, tokens: list[Tensor]) -> Tensor:
 
 def prefill(name: str, case: Case, tokens: list[Tensor], lengths: Tensor) -> tuple[Tensor, Any]:
     arguments, options = sequence(name, case, tokens)
-    if name == "bsbr":
+    if name == "bsbr":  # step() is given each token's meta query and key too: it keeps the sum of the open chunk's
         position, start = torch.arange(tokens[0].shape[2]), lengths[:, None] // case.size * case.size
         opened = (position >= start) & (position < lengths[:, None])
-        arguments.append((tokens[-1] * opened[:, None, :, None]).sum(2))
+        out, state = bsbr.prefill(*arguments, lengths=lengths, **options)
+        return out, (state, (tokens[-1] * opened[:, None, :, None]).sum(2))
     return MODULES[name].prefill(*arguments, lengths=lengths, **options)
 
 
 def step(name: str, case: Case, token: list[Tensor], state: Any) -> tuple[Tensor, Any]:
     _, options = sequence(name, case, [x[:, :, None] for x in token])
+    if name == "bsbr":
+        return step_and_close(case, token, *state)
     return MODULES[name].step(*token, state, **options)
+
+
+def step_and_close(case: Case, token: list[Tensor], state: bsbr.State, opened: Tensor) -> tuple[Tensor, Any]:
+    """As a mixer does it: a chunk's meta key is the mean of its tokens', its meta query the last one's."""
+    q, k, v, meta_q, meta_k = token
+    local_chunks, top_k = case.options.get("local_chunks", 1), case.options.get("top_k")
+    out, state = bsbr.step(q, k, v, state, case.size, local_chunks)
+    opened = opened + meta_k
+    rows = bsbr.ended(state, case.size)
+    if len(rows):
+        state = bsbr.close(rows, meta_q[rows], opened[rows] / case.size, state, case.size, local_chunks, top_k)
+        opened[rows] = 0
+    return out, (state, opened)
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:

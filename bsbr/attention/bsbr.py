@@ -42,7 +42,6 @@ class State(NamedTuple):
     v: Float[Tensor, "batch heads window head_dim"]
     states: Float[Tensor, "batch heads capacity head_dim state_dim"]
     meta_k: Float[Tensor, "batch heads capacity head_dim"]
-    meta_k_sum: Float[Tensor, "batch heads head_dim"]
     mixed: Float[Tensor, "batch heads head_dim state_dim"]
     length: Int[Tensor, " batch"]
 
@@ -97,13 +96,30 @@ def attend(
     expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
 ) -> Float[Tensor, "batch heads n head_dim"]:
     """`reference` in batched matrix products over chunks; nothing of size n × n is built."""
+    retrievable = max(math.ceil(q.shape[2] / chunk_size) - local_chunks, 0) * chunk_size
+    states = chunk_states(*(complete_chunks(x[:, :, :retrievable], chunk_size) for x in (k, v)), compress)
+    return _attend(q, k, v, meta_q, meta_k, states, chunk_size, local_chunks, top_k, expand)
+
+
+def _attend(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    meta_q: Float[Tensor, "batch heads complete head_dim"],
+    meta_k: Float[Tensor, "batch heads complete head_dim"],
+    states: Float[Tensor, "batch heads complete head_dim state_dim"],
+    chunk_size: int,
+    local_chunks: int,
+    top_k: int | None,
+    expand: Float[Tensor, "heads state_dim head_dim"] | None,
+) -> Float[Tensor, "batch heads n head_dim"]:
     n = q.shape[2]
     if n <= chunk_size * local_chunks:
         return standard.attend(q, k, v)
     q, k, v = (split_chunks(x, chunk_size) for x in (q, k, v))
     retrieving = q.shape[2] - local_chunks
-    states = chunk_states(k[:, :, :retrieving], v[:, :, :retrieving], compress)
-    mixed = mix(meta_q[:, :, local_chunks - 1 :][:, :, :retrieving], meta_k[:, :, :retrieving], states, top_k)
+    meta_q, meta_k = meta_q[:, :, local_chunks - 1 :][:, :, :retrieving], meta_k[:, :, :retrieving]
+    mixed = mix(meta_q, meta_k, states[:, :, :retrieving], top_k)
     return read(q, k, v, mixed, local_chunks, expand).flatten(2, 3)[:, :, :n]
 
 
@@ -113,7 +129,6 @@ def prefill(
     v: Float[Tensor, "batch heads n head_dim"],
     meta_q: Float[Tensor, "batch heads chunks head_dim"],
     meta_k: Float[Tensor, "batch heads chunks head_dim"],
-    meta_k_sum: Float[Tensor, "batch heads head_dim"],
     chunk_size: int,
     local_chunks: int = 1,
     top_k: int | None = None,
@@ -121,63 +136,91 @@ def prefill(
     expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
     lengths: Int[Tensor, " batch"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads n head_dim"], State]:
-    """`attend`, and the state after the first `lengths` tokens of each row (all n of them by default).
-
-    `meta_k_sum` is the sum of the meta keys of the tokens in each row's open chunk: H is the mean over a chunk's
-    tokens, and `step` goes on summing.
-    """
+    """`attend`, and the state after the first `lengths` tokens of each row (all n of them by default)."""
     batch, heads, n, _ = q.shape
     if lengths is None:
         lengths = torch.full((batch,), n, device=q.device)
-    out = attend(q, k, v, meta_q, meta_k, chunk_size, local_chunks, top_k, compress, expand)
-    closed = n // chunk_size
+    states = chunk_states(*(complete_chunks(x, chunk_size) for x in (k, v)), compress)
+    out = _attend(q, k, v, meta_q, meta_k, states, chunk_size, local_chunks, top_k, expand)
     # The token that stands in each slot of a row's ring; slots not yet written point at token 0 and are never read.
     held = ring_tokens(lengths - 1, chunk_size * local_chunks).clamp(min=0)
     window_k, window_v = gather_tokens(k, held), gather_tokens(v, held)
-    k, v = (x[:, :, : closed * chunk_size].unflatten(2, (closed, chunk_size)) for x in (k, v))
-    states = chunk_states(k, v, compress)
-    mixed = states.new_zeros(batch, heads, *states.shape[-2:])
-    state = State(window_k, window_v, states, meta_k, meta_k_sum.clone(), mixed, lengths.clone())
-    count = lengths // chunk_size
-    rows = torch.arange(batch, device=q.device)
-    if closed:
-        mixed = _retrieve(meta_q[rows, :, (count - 1).clamp(min=0)], meta_k, states, count - local_chunks + 1, top_k)
-    return out, state._replace(mixed=mixed)
+    closed, rows = lengths // chunk_size, torch.arange(batch, device=q.device)
+    if states.shape[2]:
+        last = meta_q[rows, :, (closed - 1).clamp(min=0)]
+        mixed = _retrieve(last, meta_k, states, closed - local_chunks + 1, top_k)
+    else:
+        mixed = states.new_zeros(batch, heads, *states.shape[-2:])
+    return out, State(window_k, window_v, states, meta_k, mixed, lengths.clone())
 
 
 def step(
     q: Float[Tensor, "batch heads head_dim"],
     k: Float[Tensor, "batch heads head_dim"],
     v: Float[Tensor, "batch heads head_dim"],
-    meta_q: Float[Tensor, "batch heads head_dim"],
-    meta_k: Float[Tensor, "batch heads head_dim"],
+    state: State,
+    chunk_size: int,
+    local_chunks: int = 1,
+    expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
+) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
+    """One token after `state`, in O(window + head_dim · state_dim) time, whatever came before.
+
+    A row whose chunk this token completes, `ended(state, chunk_size)`, is to be closed before its next step: `close`.
+    """
+    position, window = state.length, chunk_size * local_chunks
+    rows, now = torch.arange(len(position), device=position.device), position % window
+    state.k[rows, :, now] = k
+    state.v[rows, :, now] = v
+    # How far back each slot of the ring lies, and how far the first token of the exact chunks does.
+    age = (now[:, None] - torch.arange(window, device=position.device)) % window
+    reach = torch.minimum(position, position % chunk_size + (window - chunk_size))
+    read = (age <= reach[:, None])[:, None, None]
+    out = F.scaled_dot_product_attention(q[:, :, None], state.k, state.v, attn_mask=read)
+    retrieved = q[:, :, None] @ state.mixed
+    out = out + (retrieved if expand is None else retrieved @ expand)
+    return out[:, :, 0], state._replace(length=position + 1)
+
+
+def ended(state: State, chunk_size: int) -> Int[Tensor, " rows"]:
+    """The rows whose last token completed a chunk."""
+    return (state.length % chunk_size == 0).nonzero()[:, 0]
+
+
+def close(
+    rows: Int[Tensor, " rows"],
+    meta_q: Float[Tensor, "rows heads head_dim"],
+    meta_k: Float[Tensor, "rows heads head_dim"],
     state: State,
     chunk_size: int,
     local_chunks: int = 1,
     top_k: int | None = None,
     compress: Float[Tensor, "heads head_dim state_dim"] | None = None,
-    expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
-) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
-    """One token after `state`. `meta_q` and `meta_k` are this token's own; only a chunk's last token uses its query.
+) -> State:
+    """Turn the completed chunk of each of the rows into a state, and mix what their next chunk retrieves.
 
-    Time: O(window + head_dim · state_dim), whatever came before; closing a chunk, once in chunk_size tokens, also mixes
-    the states anew.
+    `meta_q` and `meta_k` belong to the completed chunk, as in `attend`. Time: O((n/chunk_size) · head_dim · state_dim).
     """
-    position, window = state.length, chunk_size * local_chunks
-    rows = torch.arange(len(position), device=position.device)
-    state.k[rows, :, position % window] = k
-    state.v[rows, :, position % window] = v
-    state.meta_k_sum.add_(meta_k)
-    first_exact = (position // chunk_size - local_chunks + 1).clamp(min=0) * chunk_size
-    read = ring_tokens(position, window) >= first_exact[:, None]
-    out = F.scaled_dot_product_attention(q[:, :, None], state.k, state.v, attn_mask=read[:, None, None])
-    retrieved = q[:, :, None] @ state.mixed
-    out = out + (retrieved if expand is None else retrieved @ expand)
-    state = state._replace(length=position + 1)
-    closing = (state.length % chunk_size == 0).nonzero()[:, 0]
-    if len(closing):
-        state = _close_chunks(closing, meta_q, state, chunk_size, local_chunks, top_k, compress)
-    return out[:, :, 0], state
+    closed = state.length[rows] // chunk_size - 1
+    capacity = state.states.shape[2]
+    if int(closed.max()) >= capacity:
+        room = max(capacity, 8)
+        state = state._replace(
+            states=F.pad(state.states, (0, 0, 0, 0, 0, room)), meta_k=F.pad(state.meta_k, (0, 0, 0, room))
+        )
+    part = closed % local_chunks
+    keys, values = (x.unflatten(2, (local_chunks, chunk_size))[rows, :, part] for x in (state.k, state.v))
+    state.states[rows, :, closed] = chunk_states(keys[:, :, None], values[:, :, None], compress)[:, :, 0]
+    state.meta_k[rows, :, closed] = meta_k
+    state.mixed[rows] = _retrieve(meta_q, state.meta_k[rows], state.states[rows], closed + 2 - local_chunks, top_k)
+    return state
+
+
+def complete_chunks(
+    x: Float[Tensor, "batch heads n dim"], chunk_size: int
+) -> Float[Tensor, "batch heads complete chunk_size dim"]:
+    """Cut into chunks, without the tokens of an incomplete last one."""
+    complete = x.shape[2] // chunk_size
+    return x[:, :, : complete * chunk_size].unflatten(2, (complete, chunk_size))
 
 
 def chunk_states(
@@ -293,31 +336,3 @@ def _window_mask(
     token, slot = torch.arange(chunk_size, device=device), torch.arange(window, device=device)
     start = (torch.arange(chunks, device=device) - missing) * chunk_size
     return (slot <= token[:, None] + behind) & (slot + start[:, None, None] >= 0)
-
-
-def _close_chunks(
-    closing: Int[Tensor, " rows"],
-    meta_q: Float[Tensor, "batch heads head_dim"],
-    state: State,
-    chunk_size: int,
-    local_chunks: int,
-    top_k: int | None,
-    compress: Float[Tensor, "heads head_dim state_dim"] | None,
-) -> State:
-    """Turn the open chunk of the rows `closing` into a state, and mix the states their next chunk retrieves."""
-    closed = state.length[closing] // chunk_size - 1
-    capacity = state.states.shape[2]
-    if int(closed.max()) >= capacity:
-        room = max(capacity, 8)
-        state = state._replace(
-            states=F.pad(state.states, (0, 0, 0, 0, 0, room)), meta_k=F.pad(state.meta_k, (0, 0, 0, room))
-        )
-    part = closed % local_chunks
-    keys, values = (x.unflatten(2, (local_chunks, chunk_size))[closing, :, part] for x in (state.k, state.v))
-    state.states[closing, :, closed] = chunk_states(keys[:, :, None], values[:, :, None], compress)[:, :, 0]
-    state.meta_k[closing, :, closed] = state.meta_k_sum[closing] / chunk_size
-    state.meta_k_sum[closing] = 0
-    state.mixed[closing] = _retrieve(
-        meta_q[closing], state.meta_k[closing], state.states[closing], closed + 2 - local_chunks, top_k
-    )
-    return state
