@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
+from bsbr.claims import VERDICTS
 from bsbr.figures import MECHANISM_COLOURS, number
 from bsbr.results import Result, ResultError, load, only
 
@@ -74,6 +75,20 @@ def card(experiment: str, value: str, label: str, detail: str = "", kind: str = 
 def interval(row: pd.Series) -> str:
     """A row's 95 % interval in words, or nothing where it has none."""
     return "" if pd.isna(row["low"]) else f"95 %: {number(row['low'])} – {number(row['high'])}"
+
+
+def verdict_bar(judged: pd.DataFrame) -> str:
+    """How many of the documents' numbers have which verdict: a bar, and a legend that leads to each in the list."""
+    counts = judged["verdict"].value_counts()
+    found = [(verdict, verdict.replace(" ", "-"), int(counts[verdict])) for verdict in VERDICTS if verdict in counts]
+    bar = "".join(f'<i class="{kind}" style="flex-grow:{count}"></i>' for _, kind, count in found)
+    legend = "".join(
+        f'<a href="claims.html#verdict={verdict.replace(" ", "+")}"><i class="{kind}"></i><b>{count}</b> {verdict}</a>'
+        for verdict, kind, count in found
+    )
+    return (
+        f'<div class="verdicts"><div class="bar" aria-hidden="true">{bar}</div><div class="legend">{legend}</div></div>'
+    )
 
 
 # -- A small chart --------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 from IPython.display import HTML, display
 
-from bsbr.figures import interval, number
+from bsbr.figures import interval, number, say
 from bsbr.metrics import METRICS
 from bsbr.provenance import ROOT
 from bsbr.results import Result, published
@@ -680,7 +680,15 @@ class _Table:
         rows = [row for row in rows if row.get("size") == size] or rows
         if not rows:
             raise _NotFoundError
-        row = max(rows, key=lambda row: (row.get("n_to") or 0, row.get("n") or 0, -(row.get("threshold") or 0)))
+        row = max(
+            rows,
+            key=lambda row: (
+                row.get("n_to") or 0,
+                row.get("n_from") or 0,
+                row.get("n") or 0,
+                -(row.get("threshold") or 0),
+            ),
+        )
         if row["value"] is None:
             raise _UnjudgedError("cannot be measured here", row["reason"] or row["status"].replace("_", " "))
         return Number(row["value"], *(math.nan if row[end] is None else row[end] for end in ("low", "high")))
@@ -829,7 +837,7 @@ def table(result: Result) -> None:
     """Display every claim about what an experiment measures, beside what this result has."""
     judged = about(result)
     if judged.empty:
-        print("The documents state no number about what is measured here.")
+        say(line(result))
         return
     head = f"<summary>All {len(judged)}: {tally(judged)}</summary>"
     display(HTML(f'<details class="claims">{head}<div class="table-box">{markup(judged)}</div></details>'))
@@ -839,34 +847,47 @@ def markup(judged: pd.DataFrame, link: str = "") -> str:
     """Judged claims as an HTML table whose rows carry document, mechanism and verdict for a filter.
 
     Args:
-        link: the address of an experiment's page, with `{}` for its name; without it the name is not a link.
+        link: the address of an experiment's page, with `{}` for its name, on the page that has the rules; without it
+            no cell is a link.
     """
-    head = ["document", "table or list", "what", "stated", "judged as", "measured", "verdict", "rule", "decided by"]
+    titles = ["where", "what", "stated", "judged as", "measured", "verdict", "by rule and experiment"]
     body = "".join(_markup_row(claim, link) for claim in judged.to_dict("records"))
-    cells = "".join(f"<th>{title}</th>" for title in head)
-    return f'<table class="table claims-table"><thead><tr>{cells}</tr></thead><tbody>{body}</tbody></table>'
+    head = "".join(f"<th>{title}</th>" for title in titles)
+    return f'<table class="table claims-table"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
 
 
 def _markup_row(claim: Mapping[Any, Any], link: str) -> str:
-    what = ", ".join(filter(None, [title(claim["quantity"]), claim["mechanism"], claim["conditions"]]))
-    stated = f"{number(claim['value'], 5)} {claim['unit']}".strip() + (" (placeholder)" if claim["placeholder"] else "")
-    name = html.escape(claim["experiment"]) or "–"
-    published_at = f'<a href="{link.format(name)}">{name}</a>' if link and pd.notna(claim["measured"]) else name
-    verdict = html.escape(claim["verdict"]) + (f": {html.escape(claim['reason'])}" if claim["reason"] else "")
+    document = short(claim["document"])
+    what = filter(None, [title(claim["quantity"]), claim["mechanism"], claim["conditions"]])
+    placeholder = "<br><small>called a placeholder</small>" if claim["placeholder"] else ""
+    reason = f"<br><small>{html.escape(claim['reason'])}</small>" if claim["reason"] else ""
+    by = [(f"#{anchor(claim['rule'])}", claim["rule"])]
+    if claim["experiment"]:
+        by.append((link.format(claim["experiment"]) if pd.notna(claim["measured"]) else "", claim["experiment"]))
     cells = [
-        html.escape(short(claim["document"])),
-        html.escape(claim["section"]),
-        html.escape(what),
-        html.escape(stated),
+        html.escape(f"{document}: {claim['section']}"),
+        html.escape(", ".join(what)),
+        html.escape(_stated(claim["value"], claim["unit"])) + placeholder,
         number(claim["claimed"]),
-        interval(claim["measured"], claim["low"], claim["high"]),
-        verdict,
-        html.escape(claim["rule"]),
-        published_at,
+        interval(claim["measured"], claim["low"], claim["high"]).replace(" (", "<br>("),
+        html.escape(claim["verdict"]) + reason,
+        "<br>".join(f'<a href="{to}">{html.escape(text)}</a>' if link and to else html.escape(text) for to, text in by),
     ]
-    data = {"document": short(claim["document"]), "mechanism": claim["mechanism"] or "–", "verdict": claim["verdict"]}
+    data = {"document": document, "mechanism": claim["mechanism"] or "–", "verdict": claim["verdict"]}
     attributes = "".join(f' data-{key}="{html.escape(value)}"' for key, value in data.items())
     return f"<tr{attributes}>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+
+
+def _stated(value: float, unit: str) -> str:
+    """A stated number with all of its digits."""
+    if not math.isfinite(value):
+        return "∞" if value > 0 else "out of memory"
+    return f"{value:,.10g} {unit}".strip()
+
+
+def anchor(rule: str) -> str:
+    """The id of a rule's row on the page of claims."""
+    return "rule-" + re.sub(r"\W+", "-", rule.lower())
 
 
 def title(quantity: str) -> str:
