@@ -121,7 +121,7 @@ METRICS: dict[str, Metric] = {
     "peak_memory": Metric("Peak memory", "MB", "relative", 0.05, "Most bytes held by tensors at any one moment, /10⁶."),
     "memory_part": Metric("Memory by kind", "MB", "relative", 0.05, "Bytes of one kind of tensor at the peak, /10⁶."),
     "memory_relative": Metric(
-        "Memory relative to standard", "×", "relative", 0.05, "Peak divided by that of standard attention, same n."
+        "Memory relative to standard", "×", "relative", 0.05, "Standard attention's peak over this one's, same n."
     ),
     "memory_saved": Metric("Memory saved", "%", "absolute", 2, "Share of the uncompressed peak that is not needed."),
     "parameters_and_ids": Metric(

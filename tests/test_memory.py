@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from bsbr import MECHANISMS, ModelConfig, TransformerLM
-from bsbr.measure import memory
+from bsbr.measure import memory, passes
 
 FLOAT = 4
 ROWS, COLUMNS = 64, 32
@@ -180,6 +180,43 @@ def test_a_process_adds_what_its_call_touches_whatever_the_parent_or_its_prepara
     found = memory.peak(hundred_megabytes)
     assert 95e6 < found.added < 120e6
     assert found.before < held.nbytes
+
+
+def half_freed() -> Callable[[], object]:
+    memory.return_freed_blocks()
+    return lambda: [torch.ones(250_000).sum() for _ in range(50)]  # a megabyte, fifty times over
+
+
+def test_memory_that_is_freed_can_be_returned_at_once() -> None:
+    assert memory.peak(half_freed).added < 10e6
+
+
+@pytest.mark.parametrize("phase", ["inference", "training", "training_backbone"])
+def test_a_pass_is_the_same_one_in_a_child(phase: str) -> None:
+    sizes = {"vocab_size": 5000, "hidden_dim": 128, "num_layers": 2, "ff_dim": 256}
+    given = passes.make(phase, "bsbr", 2048, **sizes)
+    if phase != "inference":
+        passes.with_gradients(given.model)
+    held = memory.tensors(given.run, given.model, given.ids)
+    before = sum(held.parts[part] for part in ("parameters", "inputs", "gradients"))
+    child = memory.peak(passes.fresh, phase, "bsbr", 2048, 1, "returned", sizes)
+    assert child.added == pytest.approx(held.total - before, rel=0.3)
+
+
+def test_standard_attention_that_stores_its_scores_grows_with_the_square() -> None:
+    sizes = {"vocab_size": 50, "hidden_dim": 16, "num_layers": 1, "num_heads": 2, "ff_dim": 16}
+    n = 512
+    fused, stored = (
+        memory.tensors(given.run, given.model, given.ids).total
+        for given in (passes.make("inference", name, n, **sizes) for name in ("standard", passes.UNFUSED))
+    )
+    assert stored - fused > 2 * n * n * FLOAT
+
+
+@pytest.mark.parametrize(("phase", "n", "message"), [("reading", 8, "phase must be one"), ("training", 1, "n must be")])
+def test_passes_that_are_none_are_refused(phase: str, n: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        passes.make(phase, "bsbr", n)
 
 
 def test_a_process_that_the_system_ends_is_out_of_memory() -> None:

@@ -7,6 +7,7 @@ fresh process, and sees what no tensor shows: scratch inside an operation, the l
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import multiprocessing
 import re
 import resource
@@ -107,6 +108,8 @@ def _parts(snapshot: dict[str, int]) -> dict[str, int]:
 
 # -- A process ------------------------------------------------------------------------------------
 
+M_MMAP_THRESHOLD = -3  # of malloc.h: blocks above this size are mapped one by one, and unmapped when freed
+
 
 @dataclass(frozen=True)
 class Peak:
@@ -135,6 +138,19 @@ def peak(prepare: Callable[..., Callable[[], object]], *arguments: object) -> Pe
             return pool.submit(_in_child, prepare, arguments).result()
         except BrokenProcessPool as error:
             raise MemoryError(f"the process that ran {prepare.__name__}{arguments} was ended by the system") from error
+
+
+def return_freed_blocks() -> None:
+    """Have the C library give freed memory back at once, so that the resident set follows the tensors.
+
+    By default glibc keeps much of it for the next allocation, which a process's peak then includes.
+
+    Raises:
+        NotImplementedError: the C library is not glibc.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None or not mallopt(M_MMAP_THRESHOLD, 128 * 1024):
+        raise NotImplementedError("freed memory can be returned at once with glibc; this system's C library is another")
 
 
 def _in_child(prepare: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> Peak:
