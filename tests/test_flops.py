@@ -27,8 +27,9 @@ def test_counted_operations_of_both_passes_are_those_of_the_formulas(mechanism, 
 
 
 @pytest.mark.parametrize("mechanism", MECHANISMS)
-def test_shapes_alone_count_as_numbers_do(mechanism):
-    config = ModelConfig(mechanism, vocab_size=10, hidden_dim=32, num_heads=2, ff_dim=48, chunk_size=64, window_size=64)
+def test_one_layer_of_shapes_counts_as_three_of_numbers_do(mechanism):
+    sizes = {"vocab_size": 10, "hidden_dim": 32, "num_layers": 3, "num_heads": 2, "ff_dim": 48}
+    config = ModelConfig(mechanism, **sizes, chunk_size=64, window_size=64)
     model, ids = TransformerLM(config), torch.zeros(1, 300, dtype=torch.long)
     assert flops.count(lambda: model.encode(ids).sum().backward()) == sum(flops.count_passes(config, 300))
 

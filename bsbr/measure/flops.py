@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +19,6 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from bsbr.measure import speed
 from bsbr.model import ModelConfig, TransformerLM
 
 aten = torch.ops.aten
@@ -55,15 +55,17 @@ def count(run: Callable[[], object]) -> int:
 def count_passes(config: ModelConfig, n: int) -> Passes:
     """Operations of `TransformerLM.encode` on one row of n tokens, and of the gradients of the sum of its outputs.
 
-    The tensors have shapes and no numbers, so any size is counted without its memory and without its arithmetic.
+    The tensors have shapes and no numbers, so any size is counted without its memory and without its arithmetic. All
+    products are the layers', and layers are alike: one is counted.
     """
     with FakeTensorMode():
-        model, ids = TransformerLM(config), torch.zeros(1, n, dtype=torch.int64)
+        model, ids = TransformerLM(replace(config, num_layers=1)), torch.zeros(1, n, dtype=torch.int64)
         with FlopCounterMode(display=False, custom_mapping=_RULES) as counter:
             out = model._encode(ids)  # `encode` would look at the ids, which have no values
             forward = int(counter.get_total_flops())
             out.sum().backward()
-        return Passes(forward, int(counter.get_total_flops()) - forward)
+        backward = int(counter.get_total_flops()) - forward
+    return Passes(config.num_layers * forward, config.num_layers * backward)
 
 
 def products(run: Callable[[], object]) -> dict[Product, int]:
@@ -76,26 +78,37 @@ def products(run: Callable[[], object]) -> dict[Product, int]:
     return dict(recorder.spent)
 
 
-def seconds_alone(spent: Mapping[Product, int], seconds: float = 0.2) -> dict[Product, float]:
-    """How long the operations of each shape take at the rate at which PyTorch multiplies that shape by itself.
+def alone(spent: Mapping[Product, int]) -> Callable[[], None]:
+    """A call that does nothing but these operations: each shape multiplied by itself, as often as it was spent.
+
+    Timed in turn with what the operations were recorded from, it tells how near that comes to the rate at which this
+    machine multiplies matrices of the same shapes. Where a causal mask left a part of a product, part of its batch is
+    multiplied, to the nearest whole matrix.
 
     Args:
         spent: operations a shape, as `products` returns them.
-        seconds: time spent on measuring one shape.
     """
-    return {shape: flops / _rate(shape, seconds) for shape, flops in spent.items()}
+    parts = []
+    for shape, flops in spent.items():
+        matrices = max(round(flops / shape._replace(batch=1).flops), 1)
+        whole, rest = divmod(matrices, shape.batch)
+        left, right = (
+            torch.randn(shape.batch, shape.rows, shape.inner),
+            torch.randn(shape.batch, shape.inner, shape.columns),
+        )
+        out = torch.empty(shape.batch, shape.rows, shape.columns)
+        if shape.batch == 1:
+            left, right, out = left[0], right[0], out[0]
+        parts += [(left, right, out)] * whole
+        if rest:
+            parts.append((left[:rest], right[:rest], out[:rest]))
 
+    @torch.inference_mode()
+    def run() -> None:
+        for left, right, out in parts:
+            (torch.mm if left.ndim == 2 else torch.bmm)(left, right, out=out)
 
-def _rate(shape: Product, seconds: float) -> float:
-    batch, rows, inner, columns = shape
-    left, right = torch.randn(batch, rows, inner), torch.randn(batch, inner, columns)
-    out = torch.empty(batch, rows, columns)
-    multiply = torch.mm if batch == 1 else torch.bmm
-    if batch == 1:
-        left, right, out = left[0], right[0], out[0]
-    with torch.inference_mode():
-        samples = speed.interleave({"product": lambda: multiply(left, right, out=out)}, seconds=seconds, block=0.005)
-    return shape.flops / speed.median(samples["product"]).value
+    return run
 
 
 class _Recorder(TorchDispatchMode):
