@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import shutil
 import subprocess
 import sys
 import time
@@ -152,25 +151,6 @@ def test_the_drawn_masks_are_what_the_library_reads(masks: Any, name: str) -> No
 
 
 # -- The pages in a browser -----------------------------------------------------------------------
-
-
-def chromium() -> str | None:
-    """A Chromium of this machine; BSBR_CHROMIUM names one elsewhere."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    return os.environ.get("BSBR_CHROMIUM") or next(filter(None, map(shutil.which, names)), None)
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    path = chromium()
-    if path is None:
-        pytest.skip("no Chromium found: install one (apt-get install chromium) or set BSBR_CHROMIUM to its path")
-    api = pytest.importorskip("playwright.sync_api")
-    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=flags)
-        yield browser
-        browser.close()
 
 
 class Visit:
