@@ -170,6 +170,7 @@ METRICS: dict[str, Metric] = {
         0.01,
         "Bytes that all ranks send for a layer, both directions, divided by those that bsbr sends in the same job.",
     ),
+    "accuracy": Metric("Accuracy", "%", "absolute", 1, "Share of the examples whose label the model finds."),
     "perplexity": Metric("Perplexity", "", "relative", 0.01, "exp of the mean negative log-likelihood of a token."),
     "perplexity_ratio": Metric(
         "Perplexity relative to the original",
