@@ -139,13 +139,13 @@ class Rule:
 
     @property
     def compare_in_words(self) -> str:
-        if not self.experiments:
-            return "not judged"
-        return {
-            "stated": "the number as stated",
-            "ratio": "standard's number over this one's; standard by its growth from the first row",
-            "growth": "growth from the first row",
-        }[self.compare]
+        return {"stated": "as stated"}.get(self.compare, self.compare) if self.experiments else "–"
+
+    @property
+    def direction_in_words(self) -> str:
+        if self.side is None:
+            return "–"
+        return "against standard" if self.side == "standard" else f"side of {self.side:g}"
 
 
 # What `convert` does unless told otherwise, by the name that the experiments give to it.

@@ -18,7 +18,9 @@ document.addEventListener("DOMContentLoaded", () => {
   function follow() {
     for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
       const choice = choices.find((choice) => choice.name === name);
-      if (choice) choice.value = value;
+      if (!choice) continue;
+      choice.value = value;
+      form.scrollIntoView();
     }
     show();
   }
