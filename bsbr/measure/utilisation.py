@@ -191,7 +191,7 @@ def _gpu_power(device: torch.device) -> float:
 def _nvml(read: Callable[[torch.device], int], device: torch.device) -> int:
     """PyTorch asks NVML by way of the package nvidia-ml-py, and AMD's library on AMD's GPUs."""
     if device.type != "cuda":
-        raise NoSensorError("the work ran on the CPU")
+        raise NoSensorError("the work ran on the CPU" if torch.cuda.is_available() else "PyTorch finds no GPU here")
     try:
         return read(device)
     except ModuleNotFoundError as error:
