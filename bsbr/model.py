@@ -183,7 +183,6 @@ class TransformerLM(nn.Module):
             states.append(layer_state)
         return self._logits(self.norm(x)), ModelState(tuple(states), state.length + 1)
 
-    @torch.no_grad()
     def generate(
         self,
         input_ids: Int[Tensor, "batch n"],
@@ -209,18 +208,18 @@ class TransformerLM(nn.Module):
         if max_new_tokens == 0:
             self._check(input_ids, attention_mask)
             return input_ids
-        logits, state = self.prefill(input_ids, attention_mask)
-        tokens = [_sample(logits, temperature, generator)]
-        ended = torch.zeros_like(tokens[0], dtype=torch.bool)
-        while len(tokens) < max_new_tokens:
-            if eos_token_id is not None:
-                ended = tokens[-1] == eos_token_id
-                if bool(ended.all()):
+        with torch.inference_mode():
+            logits, state = self.prefill(input_ids, attention_mask)
+            tokens = [_sample(logits, temperature, generator)]
+            while len(tokens) < max_new_tokens:
+                ended = tokens[-1] == eos_token_id if eos_token_id is not None else None
+                if ended is not None and bool(ended.all()):
                     break
-            logits, state = self.step(tokens[-1], state)
-            token = _sample(logits, temperature, generator)
-            tokens.append(torch.where(ended, tokens[-1], token))
-        return torch.cat([input_ids, torch.stack(tokens, dim=1).to(input_ids.dtype)], dim=1)
+                logits, state = self.step(tokens[-1], state)
+                token = _sample(logits, temperature, generator)
+                tokens.append(token if ended is None else torch.where(ended, tokens[-1], token))
+        # Joined outside, so that what is returned may be trained on.
+        return torch.cat([input_ids, *(token[:, None].to(input_ids.dtype) for token in tokens)], dim=1)
 
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into the folder `path`, each file replaced whole."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -223,3 +225,24 @@ def test_a_gpu_that_is_not_there_is_named_in_one_line(monkeypatch: pytest.Monkey
     assert machine.device("cpu").type == "cpu"
     with pytest.raises(ValueError, match="target must be 'cpu' or 'gpu', not 'tpu'"):
         machine.device("tpu")
+
+
+def test_memory_that_is_kept_is_not_faulted_in_again():
+    """In a process of its own: the setting holds for the rest of a process."""
+    script = (
+        "import resource, torch\n"
+        "from bsbr.measure import machine\n"
+        "kept = machine.keep_freed_memory()\n"
+        "def faults(numbers):\n"
+        "    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "    torch.ones(numbers)\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before\n"
+        "faults(20_000_000)\n"
+        "print(int(kept), faults(10_000_000))\n"
+    )
+    kept, faults = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    ).stdout.split()
+    if kept == "0":
+        pytest.skip("the C library is not glibc")
+    assert int(faults) < 10_000_000 * 4 / 4096 / 100

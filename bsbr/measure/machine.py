@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import sys
@@ -34,6 +35,26 @@ def device(target: str) -> torch.device:
     if not torch.cuda.is_available():
         raise DeviceNotFoundError("target='gpu' needs a CUDA GPU and PyTorch finds none; use target='cpu'")
     return torch.device("cuda")
+
+
+def keep_freed_memory() -> bool:
+    """Let the C library keep the memory of freed tensors for the next ones, in this process, from now on.
+
+    The allocator of glibc returns large blocks to the system when they are freed and asks for them anew, and each page
+    of a new block costs a fault when it is first touched: for tensors of many megabytes, more than the arithmetic on
+    them. A GPU's caching allocator in PyTorch keeps memory by itself. The price is that the process stays at its peak.
+    What is set is `M_MMAP_THRESHOLD` and `M_TRIM_THRESHOLD` (GNU C Library manual, "Malloc Tunable Parameters").
+
+    Returns:
+        Whether the C library took the settings; False without effect where it is not glibc.
+    """
+    if sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is None:
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # the parameters' numbers in malloc.h
+    return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
 
 
 def cpu_model() -> str:
