@@ -7,7 +7,7 @@ import pandas as pd
 
 from bsbr.claims import VERDICTS
 from bsbr.figures import MECHANISM_COLOURS, number
-from bsbr.results import Result, ResultError, load, only
+from bsbr.results import Result, ResultError, load, only, select
 
 
 def load_if_there(experiment: str) -> Result | None:
@@ -18,15 +18,24 @@ def load_if_there(experiment: str) -> Result | None:
         return None
 
 
+def plain(rows: pd.DataFrame) -> pd.DataFrame:
+    """Those rows that are of one text in eager mode, where a table tells them apart."""
+    for factor, wanted in (("batch", 1), ("mode", "eager")):
+        if factor in rows:
+            rows = rows[rows[factor] == wanted]
+    return rows
+
+
 def speed_cards(experiment: str, result: Result | None) -> str:
     """How much faster BSBR reads a long text, how its time grows, and what a decoded token costs after such a text."""
     if result is None:
         return missing(experiment, "speed of BSBR against standard attention")
-    speedup = result.select("speedup", phase="prefill", mechanism="bsbr").sort_values("n").iloc[-1]
-    growth = result.select("exponent", phase="prefill", mechanism="bsbr").sort_values("n_from").iloc[-1]
+    table = plain(result.table)
+    speedup = select(table, "speedup", phase="prefill", mechanism="bsbr").sort_values("n").iloc[-1]
+    growth = select(table, "exponent", phase="prefill", mechanism="bsbr").sort_values("n_from").iloc[-1]
     after = {"phase": "decode", "n": int(speedup["n"])}
-    token = only(result.table, "time_per_token", mechanism="bsbr", **after)
-    standard = number(result.value("time_per_token", mechanism="standard", **after))
+    token = only(table, "time_per_token", mechanism="bsbr", **after)
+    standard = number(only(table, "time_per_token", mechanism="standard", **after)["value"])
     length, start, end = (f"{int(n):,}" for n in (speedup["n"], growth["n_from"], growth["n_to"]))
     return cards(
         experiment,
