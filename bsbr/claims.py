@@ -108,6 +108,7 @@ class Rule:
             standard attention's number in the same row. For a growth with n it is the growth in proportion to n.
         share_missing: whether the claim counts what the metric leaves: 100 % less the measured share.
         why: the rule's reasons, in a line for the page.
+        target: the only target whose results may decide; by default any.
         unavailable: why this cannot be measured here, where no result has it.
     """
 
@@ -125,6 +126,7 @@ class Rule:
     side: float | Literal["standard"] | None = None
     share_missing: bool = False
     why: str = ""
+    target: str = ""
     unavailable: str = ""
 
     def is_for(self, claim: Mapping[str, Any]) -> bool:
@@ -405,6 +407,9 @@ RULES = [
         "GPU use and power",
         ("gpu_utilisation", "gpu_memory_utilisation", "power"),
         ("benchmarks/utilisation",),
+        factors={"phase": "prefill"},
+        side="standard",
+        target="gpu",
         unavailable="there is no GPU here",
         why="Percentages and watts of one GPU; on a machine with one, benchmarks/utilisation measures them.",
     ),
@@ -428,8 +433,9 @@ RULES = [
         absolute=True,
         side=50,
         share_missing=True,
-        why="100 % less the density at the lowest threshold and the longest length, of causal pairs. Direction: more "
-        "or less than half.",
+        why="100 % less the density at the lowest threshold and the longest length, of causal pairs: a pair is dense "
+        "if the later token can read the earlier at all, be it through a chunk's state. Direction: more or less than "
+        "half.",
     ),
     Rule(
         "density, converted model",
@@ -637,7 +643,7 @@ def judge(result: Result | None = None, *, target: str = "cpu", profile: str = "
     """
     stated = load()
     results = _published(target, profile) if result is None else {result.experiment: result}
-    judge = _Judge(stated, {name: _Table(found.table) for name, found in results.items()})
+    judge = _Judge(stated, {name: _Table(found) for name, found in results.items()})
     return stated.join(pd.DataFrame([judge.judge(claim) for claim in judge.claims]))
 
 
@@ -660,7 +666,9 @@ class _NotFoundError(LookupError):
 class _Table:
     """A result table by metric, as plain dictionaries: hundreds of claims look up a few rows each."""
 
-    def __init__(self, table: pd.DataFrame) -> None:
+    def __init__(self, result: Result) -> None:
+        table = result.table
+        self.target = result.target
         self.factors = set(table.columns)
         self.rows: dict[str, list[dict[str, Any]]] = defaultdict(list)
         for row in table.astype(object).where(table.notna(), None).to_dict("records"):
@@ -668,6 +676,8 @@ class _Table:
 
     def find(self, metric: str, wanted: Mapping[str, Any], size: str | None) -> Number:
         """The number with these factors; the plain case, and the greatest lengths, where they leave a choice."""
+        if "mechanism" not in self.factors:  # a table about bsbr alone
+            wanted = {factor: value for factor, value in wanted.items() if (factor, value) != ("mechanism", "bsbr")}
         if not wanted.keys() <= self.factors:
             raise _NotFoundError
         plain = {factor: value for factor, value in PLAIN.items() if factor not in wanted and factor in self.factors}
@@ -758,7 +768,7 @@ class _Judge:
     def _measured(self, rule: Rule, claim: Mapping[str, Any], base: Mapping[str, Any] | None) -> tuple[str, Number]:
         """The experiment that decides and its number."""
         for experiment in rule.experiments:
-            if experiment not in self.tables:
+            if experiment not in self.tables or rule.target not in ("", self.tables[experiment].target):
                 continue
             try:
                 return experiment, self._number(self.tables[experiment], rule, claim, base)
