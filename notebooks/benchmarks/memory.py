@@ -82,11 +82,18 @@ from bsbr.results import Sweep, row, select
 SIZES = {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512}
 SIZES |= {"chunk_size": 128, "window_size": 128}
 PROFILES = {
-    "tiny": {"inference": [64, 128, 256], "training": [128], "unfused": 128, "split": None},
-    "quick": {"inference": [256, 512, 1024, 2048], "training": [512, 1024, 2048], "unfused": 1024, "split": None},
+    "tiny": {"inference": [64, 128, 256], "training": [128], "checkpointed": [128], "unfused": 128, "split": None},
+    "quick": {
+        "inference": [256, 512, 1024, 2048],
+        "training": [512, 1024, 2048],
+        "checkpointed": [1024],
+        "unfused": 1024,
+        "split": None,
+    },
     "full": {
         "inference": [64 * 2**i for i in range(9)],
         "training": [64 * 2**i for i in range(8)],
+        "checkpointed": [64 * 2**i for i in range(8)],
         "unfused": 4096,
         "split": 1024,
     },
@@ -148,12 +155,14 @@ def resident(phase: str, mechanism: str, checkpointing: str, n: int, freed: str)
 # %% tags=["hide-input", "remove-output"]
 SHOWN = ["parameters", "gradients", "activations", "temporaries"]
 cells = []
-for phase in ["inference", *TRAINING]:
-    for checkpointing in ["off"] if phase == "inference" else ["off", "on"]:
-        for mechanism in [*MECHANISMS, passes.UNFUSED]:
-            for n in settings["inference" if phase == "inference" else "training"]:
-                if mechanism == passes.UNFUSED and n > settings["unfused"]:
-                    continue
+for phase, checkpointing, lengths in [
+    ("inference", "off", settings["inference"]),
+    *((phase, "off", settings["training"]) for phase in TRAINING),
+    *((phase, "on", settings["checkpointed"]) for phase in TRAINING),
+]:
+    for mechanism in [*MECHANISMS, passes.UNFUSED]:
+        for n in lengths:
+            if mechanism != passes.UNFUSED or n <= settings["unfused"]:
                 cells.append({"phase": phase, "mechanism": mechanism, "checkpointing": checkpointing, "n": n})
 checks = [
     {"phase": phase, "mechanism": mechanism, "checkpointing": "off", "n": n, "freed": freed}
@@ -250,8 +259,9 @@ figures.say(
     f"**To read {longest:,} tokens BSBR holds {mb(peak('inference', 'bsbr', longest))} at its peak, "
     f"{more_or_less(reading)} standard attention with a fused kernel; to train on {longest_trained:,} it holds "
     f"{mb(peak('training', 'bsbr', longest_trained))}, {more_or_less(training)} standard attention.** "
-    f"Both grow in proportion to the text: the fused kernel never stores the matrix of scores. Standard attention that "
-    f"does store it holds {figures.number(stored)} times what BSBR holds at n = {unfused:,}.",
+    f"Up to there the peaks grow as {growth('inference', 'bsbr')} and {growth('inference', 'standard')} in reading: the "
+    f"fused kernel never stores the matrix of scores. Standard attention that does store it holds "
+    f"{figures.number(stored)} times what BSBR holds at n = {unfused:,}.",
     answer,
 )
 figures.say(claims.line(result), tested)
@@ -277,9 +287,9 @@ figures.show_provenance(result)
 # %% [markdown]
 # ## Training
 #
-# The peak falls into the first steps of the backward pass, when the logits, their logarithms and both their gradients
-# are there at once: four matrices of $n$ tokens by the whole vocabulary. The backbone alone shows what the mechanisms
-# add.
+# Over texts of some length the peak falls into the first steps of the backward pass, when the logits, their logarithms
+# and both their gradients are there at once: four matrices of $n$ tokens by the whole vocabulary. The backbone alone
+# shows what the mechanisms add.
 
 # %% tags=["remove-input"]
 SHADES = dict(zip(SHOWN, figures.PALETTE, strict=False))
@@ -435,18 +445,20 @@ logits = shown_n * SIZES["vocab_size"] * 4 / MB
 backbone = peak("training_backbone", "bsbr", shown_n) / peak("training_backbone", "standard", shown_n)
 saved = peak("training_backbone", "bsbr", shown_n) / peak("training_backbone", "bsbr", shown_n, "on")
 scores = SIZES["num_heads"] * unfused**2 * 4 / MB
-ratio_there = result.select("memory_relative", phase="inference", n=longest)
-least = ratio_there.sort_values("value").iloc[-1]
-greatest = ratio_there.sort_values("value").iloc[0]
+others = 1 / result.select("memory_relative", phase="inference", n=longest).set_index("mechanism")["value"].drop(
+    "standard"
+)
 figures.say(
     f"The memory that attention is said to cost is that of its matrix of scores: {mb(scores)} for {SIZES['num_heads']} "
     f"heads at n = {unfused:,}. A fused kernel computes it in blocks and keeps none, so standard attention's peak grows "
     f"as {growth('inference', 'standard')} when reading, that of BSBR as {growth('inference', 'bsbr')}. What BSBR adds are "
-    f"its own projections, the meta queries and keys, and a state a chunk. Of all mechanisms {least['mechanism']} holds "
-    f"the least at n = {longest:,}, {greatest['mechanism']} the most.\n\n"
-    f"In training on {shown_n:,} tokens a matrix of logits takes {mb(logits)}, and the peak of BSBR, "
-    f"{mb(peak('training', 'bsbr', shown_n))}, is mostly four of them. Without them it is "
-    f"{mb(peak('training_backbone', 'bsbr', shown_n))}, {more_or_less(backbone)} standard attention. Checkpointing divides "
+    f"its own projections, the meta queries and keys, and a state a chunk. At n = {longest:,} the mechanisms hold from "
+    f"{figures.number(others.min())} ({others.idxmin()}) to {figures.number(others.max())} ({others.idxmax()}) times what "
+    f"standard attention holds.\n\n"
+    f"In training on {shown_n:,} tokens a matrix of logits takes {mb(logits)}, and four of them are "
+    f"{figures.number(4 * logits / peak('training', 'bsbr', shown_n) * 100, 2)} % of BSBR's peak, "
+    f"{mb(peak('training', 'bsbr', shown_n))}. The backbone alone holds {mb(peak('training_backbone', 'bsbr', shown_n))}, "
+    f"{more_or_less(backbone)} standard attention. Checkpointing divides "
     f"that by {figures.number(saved)}. Gradients of parameters take as much as the parameters, "
     f"{mb(part('training', 'bsbr', shown_n, 'gradients'))}, whatever the length and whatever the mechanism does with it.\n\n"
     f"Sizes: {', '.join(f'{name} {value:,}' for name, value in SIZES.items())}; float32, batch of one."
@@ -455,8 +467,8 @@ figures.say(
 # %% [markdown]
 # ## Limits and exercises
 #
-# - Reading alone is measured here. What decoding keeps, a state that does not grow for BSBR and keys and values that do
-#   for standard attention, is on the pages of the ablations.
+# - Decoding is not measured here. What it keeps from token to token is each mechanism's state, on the page *Seven
+#   mechanisms*.
 # - Memory is only one side of a fused kernel: its time still grows with the square of the text. See *Inference time*.
 # - Set `vocab_size` in `SIZES` to 50,257. Which mechanism's peak in training changes, and which does not?
 # - Change `num_layers`. What of the difference between training with and without checkpointing grows with it?
