@@ -97,7 +97,8 @@ def attend(
 ) -> Float[Tensor, "batch heads n head_dim"]:
     """`reference` in batched matrix products over chunks; nothing of size n × n is built."""
     retrievable = max(math.ceil(q.shape[2] / chunk_size) - local_chunks, 0) * chunk_size
-    states = chunk_states(*(complete_chunks(x[:, :, :retrievable], chunk_size) for x in (k, v)), compress)
+    earlier_k, earlier_v = (complete_chunks(x[:, :, :retrievable], chunk_size) for x in (k, v))
+    states = chunk_states(earlier_k, earlier_v, compress)
     return _attend(q, k, v, meta_q, meta_k, states, chunk_size, local_chunks, top_k, expand)
 
 
@@ -140,7 +141,7 @@ def prefill(
     batch, heads, n, _ = q.shape
     if lengths is None:
         lengths = torch.full((batch,), n, device=q.device)
-    states = chunk_states(*(complete_chunks(x, chunk_size) for x in (k, v)), compress)
+    states = chunk_states(complete_chunks(k, chunk_size), complete_chunks(v, chunk_size), compress)
     out = _attend(q, k, v, meta_q, meta_k, states, chunk_size, local_chunks, top_k, expand)
     # The token that stands in each slot of a row's ring; slots not yet written point at token 0 and are never read.
     held = ring_tokens(lengths - 1, chunk_size * local_chunks).clamp(min=0)
