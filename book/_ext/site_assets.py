@@ -18,6 +18,8 @@ def add_chart_scripts(app: Sphinx, page: str, template: str, context: dict[str, 
         # Not deferred: a chart's own script runs while the page loads.
         app.add_js_file("plotly.min.js", priority=100)
         app.add_js_file("charts.js", loading_method="defer")
+    if "map-explorer" in context.get("body", ""):
+        app.add_js_file("attention_maps.js", loading_method="defer")
 
 
 def copy_plotly(app: Sphinx, exception: Exception | None) -> None:

@@ -105,9 +105,14 @@ def converted_rows(
     scaling: float,
     start: int,
     end: int,
+    meta: attention.Meta | None = None,
 ) -> Float[Tensor, "heads rows tokens"]:
-    """Rows start … end − 1 of the weights with which a converted layer reads."""
-    meta = attention.block_sums(q[None], k[None], config) if config.retrieval == "top_k" else None
+    """Rows start … end − 1 of the weights with which a converted layer reads.
+
+    `meta`, the block sums of q and k, saves computing them again for each range of rows.
+    """
+    if meta is None and config.retrieval == "top_k":
+        meta = attention.block_sums(q[None], k[None], config)
     query, keys = q[None, :, start:end], k[None, :, :end]
 
     def attend(values: Tensor) -> Float[Tensor, "1 heads rows head_dim"]:
@@ -220,7 +225,8 @@ def _visit_transformers(model: Any, ids: Tensor, look: Callable[[Layer], None], 
     def watch(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **options: Any) -> Any:
         q, k, scaling = query[0], key[0], options["scaling"]
         if name == "bsbr":
-            rows = functools.partial(converted_rows, q, k, module.bsbr, scaling)
+            meta = attention.block_sums(query, key, module.bsbr) if module.bsbr.retrieval == "top_k" else None
+            rows = functools.partial(converted_rows, q, k, module.bsbr, scaling, meta=meta)
         else:
             rows = functools.partial(softmax_rows, q, k, scaling)
         look(Layer(module.layer_idx, q.shape[0], q.shape[1], rows))
