@@ -9,6 +9,7 @@ import math
 import signal
 import time
 import timeit
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType, FunctionType
@@ -23,6 +24,7 @@ from torch.utils import benchmark
 from bsbr.measure import scaling
 
 Samples = Float[np.ndarray, " rounds"]
+READING = 0.001  # seconds that the clock measures to a thousandth and better
 SLOW = 1.0  # seconds from which a first call's own overhead cannot matter, so that it need not be repeated
 
 
@@ -87,10 +89,10 @@ def interleave(
 ) -> dict[str, Samples]:
     """Time several tasks in turn and return the seconds a call of each took, one sample a round.
 
-    Each sample is the mean of a block of calls on PyTorch's clock, which waits for a GPU to finish. A task is called
-    before it counts: once or twice at the start, and a short one once before each block, which brings back into the
-    caches what the others have pushed out. The order rotates from round to round. Rounds end when every median's 95 %
-    interval is narrower than `precision`, or after `seconds`, but never before `min_rounds`.
+    Each sample is the median of a block of calls on PyTorch's clock, which waits for a GPU to finish. A task is called
+    before it counts: once or twice at the start, and once before each block of several calls, which brings back into
+    the caches what others have pushed out. The order rotates from round to round. Rounds end when every median's
+    95 % interval is narrower than `precision`, or after `seconds`, but never before `min_rounds`.
 
     Args:
         tasks: by name. A plain callable is a task that needs nothing prepared.
@@ -101,13 +103,13 @@ def interleave(
         block: seconds that a block of calls lasts at least.
     """
     clocks = {name: _clock(task if isinstance(task, Task) else _plain(task)) for name, task in tasks.items()}
-    calls = {name: _calls(clock, block) for name, clock in clocks.items()}
+    blocks = {name: _block(clock, block) for name, clock in clocks.items()}
     samples: dict[str, list[float]] = {name: [] for name in tasks}
     names = list(tasks)
     begin = time.perf_counter()
     for done in range(1, max_rounds + 1):
         for name in names:
-            samples[name].append(_sample(clocks[name], calls[name]))
+            samples[name].append(_sample(clocks[name], *blocks[name]))
         names = names[1:] + names[:1]
         if done >= min_rounds:
             precise = all(median(np.array(found)).spread <= precision for found in samples.values())
@@ -121,26 +123,26 @@ def _plain(task: Callable[[], object]) -> Task:
 
 
 def _clock(task: Task) -> timeit.Timer:
-    """What is prepared is prepared once a block. `timeit` keeps the garbage collector out of it."""
+    """What is prepared is prepared anew for each reading of the clock; `timeit` holds the garbage collector off."""
     names = {"run": task.run, "prepare": task.prepare}
     return timeit.Timer("run(prepared)", "prepared = prepare()", timer=benchmark.timer, globals=names)
 
 
-def _calls(clock: timeit.Timer, block: float) -> int:
-    """How many calls last `block` seconds."""
+def _block(clock: timeit.Timer, seconds: float) -> tuple[int, int]:
+    """How many readings of the clock make up a block, and how many calls one reading."""
     calls, took = 1, clock.timeit(1)
     if took < SLOW:
         took = clock.timeit(1)  # the first call of anything loads and allocates
-    while took < block:
-        calls *= math.ceil(min(max(block / max(took, 1e-9), 2), 10))
+    while took < min(READING, seconds):
+        calls *= math.ceil(min(max(READING / max(took, 1e-9), 2), 10))
         took = clock.timeit(calls)
-    return calls
+    return max(math.ceil(seconds / took), 1), calls
 
 
-def _sample(clock: timeit.Timer, calls: int) -> float:
-    if calls > 1:
+def _sample(clock: timeit.Timer, readings: int, calls: int) -> float:
+    if readings * calls > 1:
         clock.timeit(1)
-    return clock.timeit(calls) / calls
+    return float(np.median(clock.repeat(readings, calls))) / calls
 
 
 # -- Limits of time -------------------------------------------------------------------------------
@@ -226,7 +228,8 @@ def compiled(
     if limit <= 0:
         raise TooLongError("compiling is not tried at this size")
     device = next(x.device for x in example if isinstance(x, torch.Tensor))
-    with torch.compiler.config.patch(force_disable_caches=True):  # type: ignore[attr-defined]
+    with torch.compiler.config.patch(force_disable_caches=True), warnings.catch_warnings():  # type: ignore[attr-defined]
+        warnings.filterwarnings("ignore", message="dynamo_pgo force disabled")
         try:
             _warm_compiler(device, options.get("backend", "inductor"), limit)
             with at_most(limit):

@@ -40,7 +40,9 @@ figures.table(
 # - **decode**: new tokens one by one, after a prompt of $n$ tokens that was read off the clock.
 #
 # Both are timed for one text and for a batch of texts, in eager mode, which is how PyTorch runs a model unless told
-# otherwise. At a few lengths the pass is also compiled by `torch.compile`, for exactly that length.
+# otherwise. At a few lengths the pass is also compiled by `torch.compile`, for exactly that length. The C library is
+# told to keep the memory that tensors free, as a GPU's allocator does, since getting it back from the system takes
+# longer than some of the arithmetic.
 #
 # In each cell the mechanisms take turns, round after round in rotated order, so that whatever slows the machine slows
 # all alike, and a speedup is the median of the ratios within a round. Times are medians. Intervals are 95 % ones from
@@ -89,6 +91,7 @@ settings = PROFILES[profile]
 mechanisms = list(MECHANISMS)
 lengths = [64 * 2**i for i in range(20) if 64 * 2**i <= settings["longest"]]
 device = machine.device(target)
+keeps_freed_memory = machine.keep_freed_memory()
 
 # %% [markdown]
 # ## Measuring
@@ -205,7 +208,13 @@ sweep = Sweep(
     "benchmarks/inference_time",
     target=target,
     profile=profile,
-    parameters={**SIZES, **settings, "dtype": "float32", "mechanisms": mechanisms},
+    parameters={
+        **SIZES,
+        **settings,
+        "dtype": "float32",
+        "mechanisms": mechanisms,
+        "keeps_freed_memory": keeps_freed_memory,
+    },
     code=[bsbr.model, speed],
 )
 measured = sweep.measure(cells, measure)
