@@ -95,9 +95,14 @@ def test_what_would_take_too_long_is_foreseen_from_its_growth() -> None:
     with pytest.raises(speed.TooLongError, match="would take over 10 s, by its growth from n = 1,000 to 2,000"):
         speed.foresee(run, 4000, 10, clock=lambda: now)
     speed.foresee(run, 4000, 17, clock=lambda: now)
-    assert tried == [2000, 1000, 2000, 1000]
+    assert tried == [1000, 2000, 1000, 2000]
     speed.foresee(run, 400, 10, clock=lambda: now)  # far from the limit: one look is enough
-    assert tried[4:] == [200]
+    assert tried[4:] == [100]
+    with pytest.raises(
+        speed.TooLongError, match="would take over 10 s, if only in proportion to its time at n = 2,000"
+    ):
+        speed.foresee(run, 8000, 10, clock=lambda: now)
+    assert tried[5:] == [2000]
 
 
 def test_what_takes_too_long_is_interrupted_also_where_exceptions_are_caught() -> None:

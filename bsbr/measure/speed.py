@@ -153,10 +153,10 @@ class TooLongError(RuntimeError):
 
 
 def foresee(run: Callable[[int], object], n: int, limit: float, clock: Callable[[], float] = benchmark.timer) -> None:
-    """Make sure that `run(n)` will not take over `limit` seconds, by what it takes at n/2 and n/4.
+    """Make sure that `run(n)` will not take over `limit` seconds, by what it takes at n/4 and n/2.
 
-    The growth between those two lengths is taken to go on. Where n/2 takes less than a 16th of the limit nothing more
-    is tried: no cost here grows faster than n⁴.
+    The growth between those two lengths is taken to go on. The second is not tried where the first tells enough: no
+    cost here grows faster than n³, or slower than n once it takes so long.
 
     Raises:
         TooLongError: it would; the message says by which growth.
@@ -167,12 +167,13 @@ def foresee(run: Callable[[int], object], n: int, limit: float, clock: Callable[
         run(length)
         return clock() - begin
 
-    if n < 4 or (half := seconds(n // 2)) < limit / 16:
+    quarter, half = n // 4, n // 2
+    if quarter < 1 or (first := seconds(quarter)) < limit / 4**3:
         return
-    lengths = (n // 4, n // 2)
-    expected = scaling.extrapolate(lengths, (seconds(n // 4), half), n)
-    if expected > limit:
-        raise TooLongError(f"would take over {limit:g} s, by its growth from n = {lengths[0]:,} to {lengths[1]:,}")
+    if 4 * first > limit:
+        raise TooLongError(f"would take over {limit:g} s, if only in proportion to its time at n = {quarter:,}")
+    if scaling.extrapolate((quarter, half), (first, seconds(half)), n) > limit:
+        raise TooLongError(f"would take over {limit:g} s, by its growth from n = {quarter:,} to {half:,}")
 
 
 @contextlib.contextmanager
