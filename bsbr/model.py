@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from bsbr.files import write_whole
 from bsbr.mixers import MECHANISMS, Mixer, Rotary
 
 
@@ -224,10 +225,9 @@ class TransformerLM(nn.Module):
     def save_pretrained(self, path: str | os.PathLike[str]) -> None:
         """Write `config.json` and `model.safetensors` into the folder `path`, each file replaced whole."""
         folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.contiguous() for name, tensor in self.state_dict().items()}
-        _replace(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
-        _replace(folder / "config.json", (json.dumps(asdict(self.config), indent=2) + "\n").encode())
+        write_whole(folder / "model.safetensors", save(tensors, metadata={"format": "pt"}))
+        write_whole(folder / "config.json", (json.dumps(asdict(self.config), indent=2) + "\n").encode())
 
     @classmethod
     def from_pretrained(cls, path: str | os.PathLike[str]) -> TransformerLM:
@@ -337,13 +337,3 @@ def _check_weights(model: nn.Module, tensors: dict[str, Tensor], folder: Path) -
             f"model.safetensors in {folder} is not of the config beside it: {len(wrong)} tensors differ, first {name} "
             f"(config: {expected.get(name)}, file: {found.get(name)}); save the model again, both files together"
         )
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

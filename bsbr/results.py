@@ -21,6 +21,7 @@ from typing import Any
 import pandas as pd
 
 from bsbr import provenance
+from bsbr.files import write_whole
 from bsbr.measure import machine
 from bsbr.metrics import metric
 
@@ -63,17 +64,6 @@ def published_folder(target: str, profile: str) -> Path:
 
 def journal_folder(target: str, profile: str) -> Path:
     return data_folder() / "journal" / target / profile
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader, at any moment and after any crash, finds the old or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with part.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, path)
 
 
 @dataclass(frozen=True)

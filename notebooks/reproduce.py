@@ -28,7 +28,7 @@ import papermill
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
-from bsbr import provenance, results
+from bsbr import files, provenance, results
 from bsbr.figures import number
 from bsbr.measure import machine
 
@@ -187,7 +187,7 @@ def measure(run: Run) -> None:
     if run.profile == "full":
         if run.target == "cpu":  # the pages of the book are the CPU's
             page = staging / "notebooks" / f"{run.experiment}.ipynb"
-            results.write_whole(page, nbformat.writes(tidy(notebook)) + "\n")
+            files.write_whole(page, nbformat.writes(tidy(notebook)) + "\n")
         install(staging)
     here = results.load(run.experiment, run.target, run.profile)
     if run.published is not None:
@@ -242,7 +242,7 @@ def install(staging: Path) -> None:
     places = {"results": results.published_folder(target, profile), "notebooks": NOTEBOOKS}
     for part, place in places.items():
         for file in sorted((ready / part).rglob("*.*")):
-            results.write_whole(place / file.relative_to(ready / part), file.read_text(encoding="utf-8"))
+            files.write_whole(place / file.relative_to(ready / part), file.read_text(encoding="utf-8"))
     shutil.rmtree(ready, ignore_errors=True)
 
 
@@ -282,7 +282,7 @@ def report(runs: list[Run]) -> None:
 def _report_numbers(run: Run) -> None:
     comparison = run.comparison
     path = results.journal_folder(run.target, run.profile) / f"{run.experiment}.report.csv"
-    results.write_whole(path, comparison.to_csv(index=False))
+    files.write_whole(path, comparison.to_csv(index=False))
     factors = [name for name in comparison.columns if name not in ("metric", "unit", "published", "here", "verdict")]
     for line in comparison[comparison["verdict"] != "not measured here"].to_dict("records"):
         what = " ".join(f"{name}={line[name]}" for name in factors if pd.notna(line[name]))

@@ -18,7 +18,7 @@ import nbformat
 import psutil
 import pytest
 
-from bsbr import results
+from bsbr import files, results
 from bsbr.provenance import ROOT
 
 sys.path.insert(0, str(ROOT / "notebooks"))
@@ -160,9 +160,9 @@ def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Pa
     staging = tmp_path / "data" / "journal" / "cpu" / "full" / "group" / "name.staging"
     for folder in (results.published_folder("cpu", "full"), staging / "results"):
         for suffix in ("csv", "json"):
-            results.write_whole(folder / "group" / f"name.{suffix}", folder.parent.name)
+            files.write_whole(folder / "group" / f"name.{suffix}", folder.parent.name)
     for folder in (tmp_path / "notebooks", staging / "notebooks"):
-        results.write_whole(folder / "group" / "name.ipynb", folder.parent.name)
+        files.write_whole(folder / "group" / "name.ipynb", folder.parent.name)
     yield staging, tmp_path
 
 
@@ -184,7 +184,7 @@ def test_a_kill_while_publishing_is_finished_by_the_next_run(
     files_done: int, places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     staging, project = places
-    write, written = results.write_whole, []
+    write, written = files.write_whole, []
 
     def write_until_killed(path: Path, text: str) -> None:
         if len(written) == files_done:
@@ -193,7 +193,7 @@ def test_a_kill_while_publishing_is_finished_by_the_next_run(
         write(path, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(results, "write_whole", write_until_killed)
+        patch.setattr(files, "write_whole", write_until_killed)
         with pytest.raises(KeyboardInterrupt):
             reproduce.install(staging)
     reproduce.finish_installing()

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from bsbr import claims, figures, provenance, results
+from bsbr import claims, figures, files, provenance, results
 from bsbr.metrics import METRICS
 from bsbr.results import ResultError, Sweep, row
 
@@ -211,15 +211,15 @@ def test_staging_leaves_the_published_table_alone(data_folder: Path, monkeypatch
 KILLED_WHILE_WRITING = """
 import os, sys
 from pathlib import Path
-from bsbr import results
+from bsbr import files
 os.replace = lambda *paths: os._exit(9)
-results.write_whole(Path(sys.argv[1]), "new " * 100_000)
+files.write_whole(Path(sys.argv[1]), "new " * 100_000)
 """
 
 
 def test_a_kill_while_writing_leaves_the_old_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
-    results.write_whole(path, "old")
+    files.write_whole(path, "old")
     run = subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, path], env={**os.environ, "PYTHONPATH": "."})
     assert run.returncode == 9
     assert path.read_text() == "old"

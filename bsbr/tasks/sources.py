@@ -28,6 +28,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bsbr.files import write_whole
+
 if TYPE_CHECKING:
     import torch
 
@@ -306,9 +308,7 @@ def convert_gguf(source: Source, report: Callable[[str], None] = print) -> Path:
         tokenizer.save_pretrained(partial)
         digest = files_sha256(partial)
         os.replace(partial, folder)
-    unfinished = record.with_suffix(".part")
-    unfinished.write_text(digest)
-    os.replace(unfinished, record)
+    write_whole(record, digest)
     report(f"{source.name}: converted")
     return folder
 
