@@ -191,7 +191,7 @@ def test_memory_that_is_freed_can_be_returned_at_once() -> None:
     assert memory.peak(half_freed).added < 10e6
 
 
-@pytest.mark.parametrize("phase", ["inference", "training", "training_backbone"])
+@pytest.mark.parametrize("phase", ["inference", "training"])
 def test_a_pass_is_the_same_one_in_a_child(phase: str) -> None:
     sizes = {"vocab_size": 5000, "hidden_dim": 128, "num_layers": 2, "ff_dim": 256}
     given = passes.make(phase, "bsbr", 2048, **sizes)

@@ -252,6 +252,18 @@ def more_or_less(ratio: float) -> str:
     return f"{figures.number(abs(ratio - 1) * 100, 2)} % {'more' if ratio > 1 else 'less'} than"
 
 
+def peaks_by_n(phase: str) -> "figures.go.Figure":
+    """A line a mechanism; `hopfield` holds what `standard` does, so it is dotted, and both can be seen."""
+    rows = result.select("peak_memory", phase=phase, **PLAIN)
+    chart = figures.lines(
+        rows, "n", title=f"Peak memory: {LABELS[phase]}", x_title="n (tokens)", log_x=True, log_y=True
+    )
+    blue = figures.MECHANISM_COLOURS["standard"]
+    chart.update_traces(line_dash="dot", selector={"name": "hopfield"})
+    chart.update_traces(line_dash="dash", line_color=blue, marker_color=blue, selector={"name": passes.UNFUSED})
+    return figures.axis_toggle(chart)
+
+
 reading = peak("inference", "bsbr", longest) / peak("inference", "standard", longest)
 training = peak("training", "bsbr", longest_trained) / peak("training", "standard", longest_trained)
 stored = peak("inference", passes.UNFUSED, unfused) / peak("inference", "bsbr", unfused)
@@ -265,17 +277,14 @@ figures.say(
     answer,
 )
 figures.say(claims.line(result), tested)
-inference = result.select("peak_memory", phase="inference")
-chart = figures.lines(
-    inference, "n", title="Peak memory while reading n tokens", x_title="n (tokens)", log_x=True, log_y=True
-)
-figures.show(figures.axis_toggle(chart), "inference", main_chart)
+figures.show(peaks_by_n("inference"), "inference", main_chart)
 figures.say(figures.provenance_line(result), origin)
 
 # %% [markdown]
 # ## Inference
 
 # %% tags=["remove-input"]
+inference = result.select("peak_memory", phase="inference")
 figures.table(figures.pivot(inference, "n", "mechanism", intervals=False), caption="Peak memory to read n tokens, MB")
 ratios = result.select("memory_relative", phase="inference")
 figures.table(
@@ -310,11 +319,7 @@ figures.show(stacked("training_backbone", shown_n, "off"), "backbone-parts")
 figures.show_provenance(result)
 
 # %% tags=["remove-input"]
-trained = result.select("peak_memory", phase="training_backbone", **PLAIN)
-chart = figures.lines(
-    trained, "n", title="Peak memory of training, backbone alone", x_title="n (tokens)", log_x=True, log_y=True
-)
-figures.show(figures.axis_toggle(chart), "backbone")
+figures.show(peaks_by_n("training_backbone"), "backbone")
 for phase in TRAINING:
     rows = result.select("peak_memory", phase=phase, **PLAIN)
     figures.table(figures.pivot(rows, "n", "mechanism", intervals=False), caption=f"Peak memory, {LABELS[phase]}, MB")
