@@ -317,3 +317,27 @@ def test_a_phone_opens_the_side_bar(browser: Any, site: Path) -> None:
         link = visit.page.locator("a:visible", has_text="How things are measured").first
         link.click()
         visit.page.wait_for_url("**/book/method.html")
+
+
+def test_a_reader_chooses_among_attention_maps(browser: Any, site: Path) -> None:
+    page = "notebooks/experiments/attention_maps"
+    if not (site / f"{page}.html").exists():
+        pytest.skip("the attention maps have not been published yet")
+    with Visit(browser, site, page) as visit:
+        visit.page.locator(".map-controls").wait_for(timeout=10_000)
+        explorer = visit.page.locator(".map-explorer")
+        weight = len(re.search(r'<div class="map-explorer">.*?</noscript></div>', _text(site, page), re.DOTALL)[0])  # type: ignore[index]
+        assert weight < 3e6
+        seen = [explorer.locator(".plotly-graph-div").screenshot()]
+        for choice in ("layer", "head", "length"):
+            explorer.locator(f"select[name={choice}]").select_option(index=0)
+            explorer.locator(f"select[name={choice}]").select_option(index=1)
+            visit.page.wait_for_timeout(500)
+            seen.append(explorer.locator(".plotly-graph-div").screenshot())
+        assert len(set(seen)) == len(seen)
+        assert not visit.problems
+        assert not visit.outside
+
+
+def _text(site: Path, page: str) -> str:
+    return (site / f"{page}.html").read_text(encoding="utf-8")
