@@ -205,13 +205,15 @@ def _bars(rows: pd.DataFrame, colour: str) -> dict[str, Any]:
 def number(value: Any, digits: int = 3) -> str:
     """A number with that many significant digits, thousands set apart; a dash where there is none.
 
-    >>> number(0.012345), number(16384), number(2073936.4), number(None)
-    ('0.0123', '16,384', '2,073,936', '–')
+    >>> number(0.012345), number(16384), number(2073936.4), number(0.0), number(None)
+    ('0.0123', '16,384', '2,073,936', '0', '–')
     """
     if value is None or pd.isna(value):
         return "–"
     if isinstance(value, Integral) or (float(value).is_integer() and abs(value) >= 100):
         return f"{int(value):,}"
+    if value == 0:
+        return "0"
     if math.isinf(value):
         return "∞" if value > 0 else "−∞"
     places = digits - 1 - (math.floor(math.log10(abs(value))) if value else 0)
