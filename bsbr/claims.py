@@ -700,7 +700,9 @@ class _Table:
             ),
         )
         if row["value"] is None:
-            raise _UnjudgedError("cannot be measured here", row["reason"] or row["status"].replace("_", " "))
+            reason = row["reason"] or row["status"].replace("_", " ")
+            later = reason.startswith("not measured yet")  # a row that keeps the place of a number to come
+            raise _UnjudgedError("not measured yet" if later else "cannot be measured here", reason)
         return Number(row["value"], *(math.nan if row[end] is None else row[end] for end in ("low", "high")))
 
 

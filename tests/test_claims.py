@@ -243,6 +243,17 @@ def test_growth_by_chunk_size_starts_at_the_first_of_the_table() -> None:
     assert list(judged) == ["cannot be measured here", "confirmed", "contradicted", "not measured yet"]
 
 
+def test_a_row_that_keeps_the_place_of_a_number_to_come_is_no_verdict_on_this_machine() -> None:
+    result = made_up(
+        "experiments/chunk_size",
+        *(row("accuracy", None, chunk_size=b, status="not_available", reason=why) for b, why in
+          ((32, "not measured yet: needs training"), (64, "no such device"))),
+    )  # fmt: skip
+    judged = claims.about(result).query("quantity == 'accuracy'").set_index("conditions")["verdict"]
+    assert judged["chunk_size=32"] == "not measured yet"
+    assert judged["chunk_size=64"] == "cannot be measured here"
+
+
 def test_the_power_of_a_processor_is_not_held_against_that_of_a_gpu() -> None:
     result = made_up("benchmarks/utilisation", row("power", 250.0, mechanism="bsbr", phase="prefill"))
     where = {"document": BENCHMARKS, "quantity": "power", "mechanism": "bsbr"}

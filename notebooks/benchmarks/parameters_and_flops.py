@@ -233,6 +233,7 @@ said = claims.load("flops")
 for symbol, mechanism in zip(("circle", "square"), ("bsbr", "standard"), strict=True):
     rows = said[said["mechanism"] == mechanism]
     figures.add_claim(chart, rows["n"], list(rows["value"] / rows["n"]), f"{mechanism}, claimed", symbol)
+chart.update_yaxes(exponentformat="power")
 figures.show(figures.axis_toggle(chart), "per-token", main_chart)
 figures.say(figures.provenance_line(result), origin)
 

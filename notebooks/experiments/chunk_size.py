@@ -66,7 +66,7 @@ def measure(mechanism: str, phase: str, n: int) -> list[dict]:
     return variants.costs("chunk_size", configs, CONTROL, phase, n, **options)
 
 
-COMING = {"accuracy": "needs trained models, which benchmarks/classification will bring"}
+COMING = {"accuracy": "not measured yet: needs trained models, which benchmarks/classification will bring"}
 coming = [
     row(metric, None, mechanism="bsbr", chunk_size=size, status="not_available", reason=reason)
     for metric, reason in COMING.items()
@@ -175,7 +175,6 @@ figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 missing = result.table[result.table["status"] == "not_available"]
-missing = missing.assign(reason="not measured yet: " + missing["reason"])
 figures.table(
     missing.pivot(index="chunk_size", columns="metric", values="reason").rename_axis(columns=None).reset_index(),
     caption="What chunk size does to quality",

@@ -73,7 +73,7 @@ def measure(mechanism: str, phase: str, n: int) -> list[dict]:
     return rows + [row("memory_saved", share, compression_factor=factor) for factor, share in saved.items()]
 
 
-COMING = {"accuracy": "needs trained models, which benchmarks/classification will bring"}
+COMING = {"accuracy": "not measured yet: needs trained models, which benchmarks/classification will bring"}
 coming = [
     row(metric, None, mechanism="bsbr", compression_factor=factor, status="not_available", reason=reason)
     for metric, reason in COMING.items()
@@ -171,7 +171,6 @@ figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 missing = result.table[result.table["status"] == "not_available"]
-missing = missing.assign(reason="not measured yet: " + missing["reason"])
 figures.table(
     missing.pivot(index="compression_factor", columns="metric", values="reason")
     .rename_axis(columns=None)
@@ -195,7 +194,8 @@ faster = [f"n = {row.n:,}" for row in gains.itertuples() if row.high < 1]
 slower = [f"n = {row.n:,}" for row in gains.itertuples() if row.low > 1]
 figures.say(
     f"**What compression can save are states and nothing else.** At {long:,} tokens there are {long // CHUNK_SIZE:,} of "
-    f"them, of {head_dim} × {head_dim} numbers a head; parameters, hidden states, queries, keys and values stay as they are. "
+    f"them, of {head_dim} × {head_dim} numbers a head; hidden states, queries, keys and values stay as they are, and the "
+    f"maps are parameters more. "
     f"So what it saves grows with the length, and no single share can be stated for a factor: with factor {most} it is "
     f"{', '.join(f'{row.value:.1f} % at n = {row.n:,}' for row in shares.itertuples())} "
     f"in prefill.\n\n"
