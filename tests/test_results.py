@@ -298,7 +298,7 @@ def test_results_claims_and_figures_are_read_without_pytorch() -> None:
     ("value", "text"),
     [
         (0.012345, "0.0123"), (16384, "16,384"), (2073936.4, "2,073,936"), (None, "–"), (float("nan"), "–"),
-        (0, "0"), (0.0, "0.00"), (-1.5, "−1.50"), (float("inf"), "∞"), (pd.NA, "–"), (99.96, "100.0"),
+        (0, "0"), (0.0, "0"), (-1.5, "−1.50"), (float("inf"), "∞"), (pd.NA, "–"), (99.96, "100.0"),
     ],
 )  # fmt: skip
 def test_numbers_are_shown_with_three_digits(value: Any, text: str) -> None:
