@@ -55,8 +55,8 @@ PROFILES = {
     },
     "quick": {
         "lengths": [256, 512, 1024], "prompts": [256], "new_tokens": 50, "memory": [1024],
-        "influence": [(512, 200), (512, 384)], "kernels": [1024], "seconds": 3, "block": 0.2, "min_rounds": 7, "longest_compile": 60,
-        "ranges": [(256, 1024)],
+        "influence": [(512, 200), (512, 384)], "kernels": [1024], "seconds": 3, "block": 0.2, "min_rounds": 7,
+        "longest_compile": 60, "ranges": [(256, 1024)],
     },
     "full": {
         "lengths": [256, 512, 1024, 2048, 4096], "prompts": [256, 1024], "new_tokens": 50,
