@@ -122,7 +122,7 @@ def pictures(
     ticks = [float(quantise(np.array(10.0**decade))) for decade in decades]
     texts = [f"{10.0**decade:g}" for decade in decades]
     bar = {
-        "tickvals": ticks, "ticktext": [f"≤ {texts[0]}", *texts[1:]], "title": {"text": "weight", "side": "top"},
+        "tickvals": ticks, "ticktext": [f"≤ {texts[0]}", *texts[1:]], "title": {"text": "weight", "side": "right"},
         "orientation": "h", "thickness": 10, "len": 0.6, "y": -60 / height, "yanchor": "top",
     }  # fmt: skip
     look = figures.figure(height=height).layout

@@ -13,7 +13,7 @@ answer, verdicts, main_chart, origin = (figures.reserve(what) for what in ("answ
 #
 # One document announces maps of BSBR and of standard attention at three lengths and shows none. Another says in words what
 # maps of a model and its conversion have in common: patterns within chunks are "remarkably similar", those between
-# chunks "more structured, block-like". No number stands with either, so these pages give them one.
+# chunks "more structured, block-like". No number stands with either, so this page gives them one.
 #
 # ## Method
 #
@@ -222,15 +222,15 @@ if lengths:
         f"**Within a token's own chunk the conversion's maps are the original's with a mean cosine of "
         f"{similarity('within')}, and before it with {similarity('between')}, at {longest:,} tokens of a held-out "
         f"speech.** Where they differ, the conversion reads some blocks of {CONVERSION.block_size} tokens exactly and "
-        f"others not at all: a sparse map of the same weights. The original puts {within(TRAINED[0])} % of its attention "
-        f"on the own chunk of {CHUNK} tokens, the conversion {within(TRAINED[1])} %.",
+        f"others not at all: a sparse map of the same weights. The original puts {within(TRAINED[0])} % of its "
+        f"attention on the own chunk of {CHUNK} tokens, the conversion {within(TRAINED[1])} %.",
         answer,
     )
 else:
     mass = {name: result.value("within_mass", model=name, n=settings["mechanisms_n"]) for name in ("bsbr", "standard")}
     figures.say(
-        f"**With random weights, BSBR puts {figures.number(mass['bsbr'])} % of its weight on a token's own chunk and standard "
-        f"attention {figures.number(mass['standard'])} %.** This profile does not look at a trained model.",
+        f"**With random weights, BSBR puts {figures.number(mass['bsbr'])} % of its weight on a token's own chunk and "
+        f"standard attention {figures.number(mass['standard'])} %.** This profile does not look at a trained model.",
         answer,
     )
     seven()
@@ -243,13 +243,14 @@ figures.say(figures.provenance_line(result), origin)
 # %% tags=["remove-input"]
 if lengths:
     figures.say(
-        f"Choose a layer, a head and a length above the maps; drag to zoom, double-click to see all again; both maps zoom "
-        f"together. Colour is the weight on a logarithmic scale, the same in every map. Up to {EXACT} tokens each cell is one pair "
-        f"of tokens; longer maps have {CELLS} × {CELLS} cells, each the largest weight of its pairs, so that a single "
-        f"strong weight stays visible. Weights are rounded to {map_explorer.LEVELS} levels. The page holds "
-        f"{SHOWN_LAYERS} of {len(layers()['smollm2'])} layers with all their heads, {figures.number(weight / 1e6)} MB in all.\n\n"
-        f"A bright first column is the first token, on which pretrained models rest unused attention; a bright diagonal "
-        f"is the token itself and its neighbours. In the conversion, empty blocks are what it does not read."
+        f"Choose a layer, a head and a length above the maps; drag to zoom, double-click to see all again; both maps "
+        f"zoom together. Colour is the weight on a logarithmic scale, the same in every map. Up to {EXACT} tokens each "
+        f"cell is one pair of tokens; longer maps have {CELLS} × {CELLS} cells, each the largest weight of its pairs, "
+        f"so that a single strong weight stays visible. Weights are rounded to {map_explorer.LEVELS} levels. The page "
+        f"holds {SHOWN_LAYERS} of {len(layers()['smollm2'])} layers with all their heads, "
+        f"{figures.number(weight / 1e6)} MB in all.\n\n"
+        f"A bright first column is the first token, on which pretrained models rest unused attention; a bright "
+        f"diagonal is the token itself and its neighbours. In the conversion, empty blocks are what it does not read."
     )
 else:
     figures.say("This profile does not look at a trained model.")
@@ -330,12 +331,12 @@ if lengths:
     kept = blocks * CONVERSION.block_size + CONVERSION.sink_tokens
     all_read = next(c for c in range(longest) if CONVERSION.far_end(c) > kept) * CHUNK
     figures.say(
-        f'"Within-chunk patterns are remarkably similar": they are, with a mean cosine of {similarity("within")} at '
+        f"Patterns within chunks: there the rows of the two maps have a mean cosine of {similarity('within')} at "
         f"{longest:,} tokens. Up to {all_read:,} tokens this says nothing about the conversion, since its window and "
         f"the {blocks} blocks that it may retrieve cover all there is.\n\n"
-        f'"Between-chunk patterns show more structured, block-like attention": the conversion\'s do, by construction, and '
-        f"it is visible at {longest:,} tokens; the document's conversion reads states instead of blocks, and no map of it was "
-        f"published to compare with."
+        f"Patterns between chunks: the conversion's are block-like by construction, as its map of {longest:,} tokens "
+        f"shows. The document's conversion reads states instead of blocks, and no map of it was published to compare "
+        f"with."
     )
 else:
     figures.say("This profile does not look at a trained model.")

@@ -245,15 +245,16 @@ def series(rows: pd.DataFrame) -> pd.Series:
 if documents:
     said = (
         f"**Reading {longest:,} tokens, SmolLM2 has {density('smollm2', BY_LAYER)} of its attention weights above "
-        f"{BY_LAYER:g}, and the largest {mass('smollm2', MASSES[0])} of them carry {MASSES[0]} % of the mass; its conversion gives "
-        f"{density('smollm2 converted')} of all pairs a weight.** BSBR is sparse by reads and dense by weights: it lets "
-        f"{density('bsbr')} of the pairs carry one, as standard attention does, since a state holds every token of its "
-        f"chunk. Of the seven mechanisms only the window leaves pairs out ({density('sliding_window')} can carry a weight)."
+        f"{BY_LAYER:g}, and the largest {mass('smollm2', MASSES[0])} of all carry {MASSES[0]} % of the mass; its "
+        f"conversion gives {density('smollm2 converted')} of all pairs a weight.** BSBR is sparse by reads and dense "
+        f"by weights: it lets {density('bsbr')} of the pairs carry one, as standard attention does, since a state "
+        f"holds every token of its chunk. Of the seven mechanisms only the window leaves pairs out "
+        f"({density('sliding_window')} can carry a weight)."
     )
 else:
     said = (
-        f"**By structure, BSBR lets {density('bsbr')} of all pairs carry a weight at n = {longest:,}, a window of {CHUNK} tokens "
-        f"{density('sliding_window')}.** This profile does not look at a trained model."
+        f"**By structure, BSBR lets {density('bsbr')} of all pairs carry a weight at n = {longest:,}, a window of "
+        f"{CHUNK} tokens {density('sliding_window')}.** This profile does not look at a trained model."
     )
 figures.say(said, answer)
 figures.say(claims.line(result), verdicts)
@@ -391,18 +392,19 @@ if documents:
     shortest, kept = lengths[0], CONVERSION.top_k * CONVERSION.block_size + CONVERSION.sink_tokens
     all_read = next(c for c in range(longest) if CONVERSION.far_end(c) > kept) * CHUNK
     figures.say(
-        f"The document's densities for a conversion: {compared}. Its own model was a `gpt2`, "
-        f"this one is SmolLM2, whose conversion retrieves blocks; up to {CONVERSION.window} tokens its window covers everything, and up to "
-        f"{all_read:,} the blocks that it may retrieve cover the rest, so no weight is left out there. The document counts standard attention as {figures.number(dense)} % dense; above a threshold "
-        f"of {BY_LAYER:g} it is {density('smollm2', BY_LAYER)} at {longest:,} tokens, so a threshold makes standard attention "
-        f"sparse too, and what it is decides the number.\n\n"
-        f"Softmax weights add up to one, so over a longer text each is smaller: {density('smollm2', BY_LAYER, n=shortest)} are "
-        f"above {BY_LAYER:g} at {shortest} tokens. The share that carries {MASSES[0]} % of the mass does not depend on such a level, "
-        f"and {moved}, from {mass('smollm2', MASSES[0], shortest)} to {mass('smollm2', MASSES[0])}: if it "
-        f"falls, the tokens that matter grow in number more slowly than the text, and that is what a conversion to few "
-        f"exact tokens rests on.\n\n"
-        f"Between chunks, {density('smollm2', BY_LAYER, 'between')} of the original's weights are above {BY_LAYER:g} and "
-        f"{density('smollm2 converted', BY_LAYER, 'between')} of the conversion's; within chunks "
+        f"The document's densities for a conversion: {compared}. Its own model was a `gpt2`, this one is SmolLM2, "
+        f"whose conversion retrieves blocks; up to {CONVERSION.window} tokens its window covers everything, and up to "
+        f"{all_read:,} the blocks that it may retrieve cover the rest, so no weight is left out there. The document "
+        f"counts standard attention as {figures.number(dense)} % dense; above a threshold of {BY_LAYER:g} it is "
+        f"{density('smollm2', BY_LAYER)} at {longest:,} tokens, so a threshold makes standard attention sparse too, "
+        f"and what it is decides the number.\n\n"
+        f"Softmax weights add up to one, so over a longer text each is smaller: "
+        f"{density('smollm2', BY_LAYER, n=shortest)} are above {BY_LAYER:g} at {shortest} tokens. The share that "
+        f"carries {MASSES[0]} % of the mass does not depend on such a level, and {moved}, from "
+        f"{mass('smollm2', MASSES[0], shortest)} to {mass('smollm2', MASSES[0])}: if it falls, the tokens that matter "
+        f"grow in number more slowly than the text, and that is what a conversion to few exact tokens rests on.\n\n"
+        f"Between chunks, {density('smollm2', BY_LAYER, 'between')} of the original's weights are above {BY_LAYER:g} "
+        f"and {density('smollm2 converted', BY_LAYER, 'between')} of the conversion's; within chunks "
         f"{density('smollm2', BY_LAYER, 'within')} and {density('smollm2 converted', BY_LAYER, 'within')}."
     )
 else:
