@@ -94,15 +94,20 @@ def test_what_would_take_too_long_is_foreseen_from_its_growth() -> None:
 
     with pytest.raises(speed.TooLongError, match="would take over 10 s, by its growth from n = 1,000 to 2,000"):
         speed.foresee(run, 4000, 10, clock=lambda: now)
+    assert tried == [1000, 2000] * 2
     speed.foresee(run, 4000, 17, clock=lambda: now)
-    assert tried == [1000, 2000, 1000, 2000]
     speed.foresee(run, 400, 10, clock=lambda: now)  # far from the limit: one look is enough
-    assert tried[4:] == [100]
+    assert tried[6:] == [100]
     with pytest.raises(
         speed.TooLongError, match="would take over 10 s, if only in proportion to its time at n = 2,000"
     ):
         speed.foresee(run, 8000, 10, clock=lambda: now)
-    assert tried[5:] == [2000]
+    assert tried[7:] == [2000] * 2
+
+
+def test_a_hiccup_is_not_taken_for_growth() -> None:
+    times = iter([0, 9, 9, 10, 10, 12])  # 9 s once, then 1 s at a quarter and 2 s at a half
+    speed.foresee(lambda n: None, 4000, 5, clock=lambda: next(times))
 
 
 def test_what_takes_too_long_is_interrupted_also_where_exceptions_are_caught() -> None:

@@ -156,12 +156,20 @@ def foresee(run: Callable[[int], object], n: int, limit: float, clock: Callable[
     """Make sure that `run(n)` will not take over `limit` seconds, by what it takes at n/4 and n/2.
 
     The growth between those two lengths is taken to go on. The second is not tried where the first tells enough: no
-    cost here grows faster than n³, or slower than n once it takes so long.
+    cost here grows faster than n³, or slower than n once it takes so long. What seems too long is tried once more, since
+    a hiccup of the machine looks like growth.
 
     Raises:
         TooLongError: it would; the message says by which growth.
     """
+    for _ in range(2):
+        reason = _why_too_long(run, n, limit, clock)
+        if not reason:
+            return
+    raise TooLongError(f"would take over {limit:g} s, {reason}")
 
+
+def _why_too_long(run: Callable[[int], object], n: int, limit: float, clock: Callable[[], float]) -> str:
     def seconds(length: int) -> float:
         begin = clock()
         run(length)
@@ -169,11 +177,12 @@ def foresee(run: Callable[[int], object], n: int, limit: float, clock: Callable[
 
     quarter, half = n // 4, n // 2
     if quarter < 1 or (first := seconds(quarter)) < limit / 4**3:
-        return
+        return ""
     if 4 * first > limit:
-        raise TooLongError(f"would take over {limit:g} s, if only in proportion to its time at n = {quarter:,}")
+        return f"if only in proportion to its time at n = {quarter:,}"
     if scaling.extrapolate((quarter, half), (first, seconds(half)), n) > limit:
-        raise TooLongError(f"would take over {limit:g} s, by its growth from n = {quarter:,} to {half:,}")
+        return f"by its growth from n = {quarter:,} to {half:,}"
+    return ""
 
 
 @contextlib.contextmanager
