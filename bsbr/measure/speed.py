@@ -156,7 +156,7 @@ def foresee(run: Callable[[int], object], n: int, limit: float, clock: Callable[
     """Make sure that `run(n)` will not take over `limit` seconds, by what it takes at n/4 and n/2.
 
     The growth between those two lengths is taken to go on. The second is not tried where the first tells enough: no
-    cost here grows faster than n³, or slower than n once it takes so long. What seems too long is tried once more, since
+    cost here grows faster than n³, or slower than n once it takes so long. What seems too long is tried once more:
     a hiccup of the machine looks like growth.
 
     Raises:
