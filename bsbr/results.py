@@ -229,7 +229,7 @@ class Sweep:
         A published result that says the same and was measured by the same code stays as it is, with its date.
         """
         table = tidy(table)
-        text = table.to_csv(index=False, float_format="%.8g", lineterminator="\n")
+        text = table.to_csv(index=False, float_format="%.12g", lineterminator="\n")
         path = _publishing_folder(self.target, self.profile) / f"{self.experiment}.csv"
         record = self._provenance(provenance.sha256(text))
         if not self._unchanged(record):
