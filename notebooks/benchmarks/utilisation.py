@@ -249,4 +249,4 @@ figures.say(
 #
 # - Power by these counters is that of the whole package, idle cores included. In a virtual machine it is mostly hidden.
 # - NVML calls a GPU busy if any kernel runs, however little of the GPU it fills.
-# - Set OMP_NUM_THREADS to 1. Which mechanism loses least time? Which part of its use falls?
+# - Set OMP_NUM_THREADS to one. Which mechanism loses least time? Which part of its use falls?
