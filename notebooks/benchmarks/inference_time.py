@@ -82,8 +82,8 @@ PROFILES = {
         "ranges": [(64, 1024), (1024, 4096)],
     },
     "full": {
-        "longest": 65536, "control_n": 1024, "new_tokens": 50, "seconds": 6, "min_rounds": 9, "longest_call": 6,
-        "batch": 8, "batched": [64, 256, 1024, 4096], "compiled": {512: EVERY, 4096: EVERY},
+        "longest": 65536, "control_n": 1024, "new_tokens": 50, "seconds": 6, "min_rounds": 7, "longest_call": 4,
+        "batch": 8, "batched": [64, 256, 1024, 4096], "compiled": {512: EVERY, 4096: ["standard", "bsbr"]},
         "longest_compile": 60, "ranges": [(64, 1024), (1024, 4096), (1024, 16384), (4096, 65536)],
     },
 }  # fmt: skip
