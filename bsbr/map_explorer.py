@@ -28,6 +28,7 @@ from bsbr import figures
 FLOOR = 1e-4  # weights below it share the lowest colour
 LEVELS = 64  # of weights other than zero, from FLOOR to 1
 COLOURS = "viridis"
+TOP, BOTTOM = 30, 120  # margins in pixels; the script keeps the scale of colours as far below the maps
 
 
 def quantise(weights: Float[np.ndarray, "*shape"]) -> UInt8[np.ndarray, "*shape"]:
@@ -123,13 +124,13 @@ def pictures(
     texts = [f"{10.0**decade:g}" for decade in decades]
     bar = {
         "tickvals": ticks, "ticktext": [f"≤ {texts[0]}", *texts[1:]], "title": {"text": "weight", "side": "right"},
-        "orientation": "h", "thickness": 10, "len": 0.6, "y": -60 / height, "yanchor": "top",
+        "orientation": "h", "thickness": 10, "len": 0.6, "y": -75 / (height - TOP - BOTTOM), "yanchor": "top",
     }  # fmt: skip
     look = figures.figure(height=height).layout
     fig.update_layout(
         coloraxis={"cmin": 0, "cmax": LEVELS, "colorscale": _scale(), "colorbar": bar}, height=height,
         paper_bgcolor=look.paper_bgcolor, plot_bgcolor=look.plot_bgcolor, font=look.font, template="none",
-        margin={"l": 60, "r": 20, "t": 30, "b": 110},
+        margin={"l": 60, "r": 20, "t": TOP, "b": BOTTOM},
     )  # fmt: skip
     axis = {"gridcolor": figures.GRID, "linecolor": figures.GRID, "zeroline": False, "showgrid": False}
     fig.update_xaxes(range=[-0.5, n - 0.5], **axis)

@@ -62,8 +62,8 @@ function arrange(chart) {
     update[`annotations[${i}].x`] = narrow ? 0.5 : 0.24 + 0.52 * i;
     update[`annotations[${i}].y`] = narrow && i === 1 ? 0.44 : 1;
   });
-  update["coloraxis.colorbar.y"] = -60 / update.height;
-  update["margin.b"] = 110;
+  const { t, b } = chart.layout.margin;
+  update["coloraxis.colorbar.y"] = -75 / (update.height - t - b); // as far below the maps as at first
   return Plotly.relayout(chart, update);
 }
 
