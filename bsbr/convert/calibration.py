@@ -179,7 +179,7 @@ def sensitivity(
     config: ConversionConfig | None = None,
     report: Callable[[str], None] | None = None,
 ) -> list[float]:
-    """For each layer, the KL divergence (nats a position) from the original of a model in which it alone is converted."""
+    """For each layer, the KL divergence (nats a position) from the original if that layer alone is converted."""
     config, say = config or ConversionConfig(), report or (lambda text: None)
     layers = len(attention_modules(model))
     readings = [similarity.read(model, ids) for ids in documents]
