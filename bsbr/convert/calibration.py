@@ -56,15 +56,15 @@ def calibrate(
     """Fit how states are read, layer by layer, so that attention comes out as the original's. Changes `model`.
 
     One pass over the documents with the original attention gives every layer its queries, keys and values. In each,
-    a head's centre is its mean query over the tokens that have far text, in closed form; gate and temperature
-    of far chunks are fitted by Adam to the outputs of full attention. The weights stay as they are.
+    a head's centre starts as its mean query over the tokens that have far text, which does most. From there centre,
+    gate and temperature are fitted by Adam to the outputs of full attention. The weights stay as they are.
 
     Args:
         model: a converted model whose retrieval is `"states"` or `"both"`.
         documents: token ids, a row each, all longer than the local window and the longer the better; they are cut to
             the shortest. A few of the kind that the model is to read are enough.
         held_out: other documents, on which the gain is reported.
-        steps: of Adam in each layer; 0 leaves gate and temperature as they are.
+        steps: of Adam in each layer; with 0 the centre is the mean query, and nothing else is fitted.
         report: is told about progress in sentences.
 
     Raises:
@@ -134,14 +134,13 @@ def _fit_layer(
 
     with torch.no_grad():
         before = sum(float(error(chunk, None)) for chunk in chunks) / len(chunks)
-    small = [fit.log_gate, fit.temperature]
-    adam = torch.optim.Adam(small, lr=LEARNING_RATE)
+    adam = torch.optim.Adam(fit.parameters(), lr=LEARNING_RATE)
     for step in range(steps):
         with torch.enable_grad():
             some = [chunks[(step * CHUNKS_A_STEP + i) * 7 % len(chunks)] for i in range(CHUNKS_A_STEP)]
             loss = torch.stack([error(chunk, fit) for chunk in some]).mean()
         adam.zero_grad()
-        loss.backward(inputs=small)
+        loss.backward()
         adam.step()
     with torch.no_grad():
         after = sum(float(error(chunk, fit)) for chunk in chunks) / len(chunks)
