@@ -20,7 +20,7 @@ from bsbr.convert.converter import attention_modules, convert
 from bsbr.measure import similarity
 
 LEARNING_RATE = 0.05
-CHUNKS_A_STEP = 2  # chunks of queries that one step of the fit looks at
+ROWS_A_STEP = 256  # queries that one step of the fit looks at
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def calibrate(
     model: Any,
     documents: Sequence[Int[Tensor, "1 n"]],
     held_out: Sequence[Int[Tensor, "1 n"]] = (),
-    steps: int = 20,
+    steps: int = 10,
     report: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Fit how states are read, layer by layer, so that attention comes out as the original's. Changes `model`.
@@ -110,40 +110,36 @@ def _fit_layer(
     """The fit of one layer, and its errors on the same queries before and after."""
     config = replace(config, original_below=0)
     q, k, v = (attention.wide(x.detach()) for x in (q, k, v))
-    n, size, start = k.shape[2], config.chunk_size, config.window
+    size, start = config.chunk_size, config.window
+    end, rows = k.shape[2] // size * size, max(1, ROWS_A_STEP // size) * size
+    pieces = [(a, min(a + rows, end)) for a in range(start, end, rows)]
+    meta = attention.block_sums(q, k, config) if config.retrieval == "both" else None
     fit = Fit(q.shape[1], q.shape[3]).to(q)
     fit.query.data = q[:, :, start:].mean((0, 2))
-    chunks = list(range(config.local_chunks, n // size))
-    meta = attention.block_sums(q, k, config) if config.retrieval == "both" else None
 
-    def outputs(config: ConversionConfig | None, chunk: int, fit: Fit | None) -> Tensor:
-        """Attention outputs of one chunk's queries."""
-        end = (chunk + 1) * size
-        return attention.attend(
-            q[:, :, chunk * size : end], k[:, :, :end], v[:, :, :end], config, scaling, meta, fit=fit
-        )
+    def read(config: ConversionConfig | None, piece: tuple[int, int], fit: Fit | None = None) -> Tensor:
+        """Attention outputs of a piece's queries."""
+        a, b = piece
+        return attention.attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], config, scaling, meta, fit=fit)
 
-    with torch.no_grad():
-        aims = {chunk: outputs(None, chunk, None) for chunk in chunks}
-        local = replace(config, retrieval="none", compression_factor=None)
-        scale = sum((outputs(local, chunk, None) - aims[chunk]).square().mean() for chunk in chunks) / len(chunks)
-        scale = max(float(scale), 1e-12)
-
-    def error(chunk: int, fit: Fit | None) -> Tensor:
-        return (outputs(config, chunk, fit) - aims[chunk]).square().mean() / scale
+    def mean_error(config: ConversionConfig, fit: Fit | None) -> float:
+        return sum(float((read(config, p, fit) - aims[p]).square().mean()) for p in pieces) / len(pieces)
 
     with torch.no_grad():
-        before = sum(float(error(chunk, None)) for chunk in chunks) / len(chunks)
+        aims = {piece: read(None, piece) for piece in pieces}
+        nothing = mean_error(replace(config, retrieval="none", compression_factor=None), None)
+        scale = max(nothing, torch.finfo(q.dtype).tiny)
+        before = mean_error(config, None) / scale
     adam = torch.optim.Adam(fit.parameters(), lr=LEARNING_RATE)
     for step in range(steps):
+        piece = pieces[step % len(pieces)]
         with torch.enable_grad():
-            some = [chunks[(step * CHUNKS_A_STEP + i) * 7 % len(chunks)] for i in range(CHUNKS_A_STEP)]
-            loss = torch.stack([error(chunk, fit) for chunk in some]).mean()
+            loss = (read(config, piece, fit) - aims[piece]).square().mean() / scale
         adam.zero_grad()
         loss.backward()
         adam.step()
     with torch.no_grad():
-        after = sum(float(error(chunk, fit)) for chunk in chunks) / len(chunks)
+        after = mean_error(config, fit) / scale
     return fit, (before, after)
 
 
