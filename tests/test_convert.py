@@ -24,6 +24,16 @@ RUNGS = {
     "top-k per token": ConversionConfig(
         chunk_size=8, local_chunks=2, sink_tokens=4, retrieval="top_k_per_token", top_k=2, block_size=4
     ),
+    "both": ConversionConfig(chunk_size=8, local_chunks=2, sink_tokens=3, retrieval="both", top_k=2),
+    "compressed states": ConversionConfig(
+        chunk_size=8, local_chunks=1, sink_tokens=3, retrieval="states", compression_factor=2
+    ),
+    "top-k, original below": ConversionConfig(
+        chunk_size=8, local_chunks=1, sink_tokens=0, top_k=2, block_size=4, original_below=21
+    ),
+    "both, some layers": ConversionConfig(
+        chunk_size=4, local_chunks=1, sink_tokens=0, retrieval="both", top_k=2, layers=(1,), original_below=12
+    ),
 }
 rungs = pytest.mark.parametrize("config", RUNGS.values(), ids=RUNGS.keys())
 SCALING = 8**-0.5
@@ -256,7 +266,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
 
 
 def test_models_that_cannot_be_converted_are_refused() -> None:
-    with pytest.raises(ValueError, match="expected an architecture among llama, mistral, qwen2, got 'Linear'"):
+    with pytest.raises(ValueError, match=r"architecture among gpt2, gpt_neox, llama, .*, got 'Linear'"):
         convert(torch.nn.Linear(2, 2))
     sizes = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
     windowed = MistralForCausalLM(MistralConfig(vocab_size=9, num_key_value_heads=1, sliding_window=64, **sizes))

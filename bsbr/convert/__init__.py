@@ -3,10 +3,21 @@
 import sys
 from types import ModuleType
 
+from bsbr.convert.calibration import calibrate, least_sensitive, sensitivity
 from bsbr.convert.config import ConversionConfig
-from bsbr.convert.converter import convert
+from bsbr.convert.converter import convert, from_pretrained
+from bsbr.convert.loading import load, load_tokenizer
 
-__all__ = ["ConversionConfig", "convert"]
+__all__ = [
+    "ConversionConfig",
+    "calibrate",
+    "convert",
+    "from_pretrained",
+    "least_sensitive",
+    "load",
+    "load_tokenizer",
+    "sensitivity",
+]
 
 
 class _CallableModule(ModuleType):

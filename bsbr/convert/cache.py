@@ -10,7 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from bsbr.convert.attention import Meta, States, block_sums, chunk_states, wide
+from bsbr.convert.attention import Fit, Meta, States, block_sums, chunk_states, wide
 from bsbr.convert.config import ConversionConfig
 
 
@@ -44,10 +44,10 @@ class RetrievalLayer(DynamicLayer):
             return self.meta
         if position is None or real is None:
             raise ValueError("position and real are needed once the cache holds tokens")
-        blocks = -(-self.get_seq_length() // config.block_size)
+        blocks = -(-self.get_seq_length() // config.block)
         old = self.meta or Meta(*(wide(x[:, :, :0]) for x in (q, k)))
         grown = [F.pad(x, (0, 0, 0, blocks - x.shape[2])) for x in old]
-        block = (position.clamp(min=0) // config.block_size)[:, None, :, None]
+        block = (position.clamp(min=0) // config.block)[:, None, :, None]
         for total, x in zip(grown, (q, k), strict=True):
             x = wide(x) * real[:, None, :, None]
             total.scatter_add_(2, block.expand_as(x), x)
@@ -55,23 +55,34 @@ class RetrievalLayer(DynamicLayer):
         return self.meta
 
     def far_states(
-        self, k: Tensor, v: Tensor, order: Tensor | None, lengths: Tensor, config: ConversionConfig
+        self,
+        k: Tensor,
+        v: Tensor,
+        order: Tensor | None,
+        lengths: Tensor,
+        config: ConversionConfig,
+        scaling: float,
+        fit: Fit | None,
     ) -> States:
-        """States of all chunks that any row reads through them; made anew when a row has completed a chunk."""
+        """States of all chunks that any row reads through them; those that a row has completed since are added."""
         complete = lengths // config.chunk_size
         chunk = (lengths - 1).clamp(min=0) // config.chunk_size
         needed = (chunk - config.local_chunks + 1).clamp(min=0)
         if self.states is None or self.chunks_in_states is None or bool((needed > self.chunks_in_states).any()):
             if order is not None:
                 k, v = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in (k, v))
-            self.states, self.chunks_in_states = chunk_states(k, v, config), complete
+            keep = 0 if self.chunks_in_states is None else int(self.chunks_in_states.min())
+            states = chunk_states(k, v, config, scaling, fit, first=keep)
+            if self.states is not None and keep:
+                states = self.states.map(lambda x: x[:, :, :keep]).then(states)
+            self.states, self.chunks_in_states = states, complete
         return self.states
 
     def _select(self, rows: Tensor) -> None:
         if self.meta is not None:
             self.meta = Meta(*(x[rows.to(x.device)] for x in self.meta))
         if self.states is not None and self.chunks_in_states is not None:
-            self.states = States(*(x[rows.to(x.device)] for x in self.states))
+            self.states = self.states.map(lambda x: x[rows.to(x.device)])
             self.chunks_in_states = self.chunks_in_states[rows.to(self.chunks_in_states.device)]
 
     def reorder_cache(self, beam_idx: torch.LongTensor) -> None:

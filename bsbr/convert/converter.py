@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from bsbr.convert import interface
+from bsbr.convert import interface, loading
+from bsbr.convert.attention import Fit
 from bsbr.convert.config import ConversionConfig
 
-SUPPORTED = ("llama", "mistral", "qwen2")
+FIT = "bsbr_fit"  # what an attention module calls what was fitted in it
 
 
 def convert(model: Any, config: ConversionConfig | None = None) -> Any:
@@ -22,36 +24,64 @@ def convert(model: Any, config: ConversionConfig | None = None) -> Any:
     `copy.deepcopy(convert(model, config))` has weights of its own.
 
     Args:
-        model: a Llama-like causal language model of transformers, in memory.
+        model: a causal language model of transformers, in memory; or the folder of one, a GGUF file, or its name on
+            the Hugging Face hub, which are loaded with `bsbr.convert.load`.
         config: what its attention reads; the defaults of `ConversionConfig` if left out.
 
     Returns:
         The converted model, in the mode (train or eval), dtype and device of the original.
 
     Raises:
-        ValueError: the architecture is not supported, or the model's own attention is not fully causal.
+        ValueError: the architecture is not supported, the model's own attention is not fully causal, or
+            `config.layers` names layers that the model does not have.
+        OSError: there is no such folder, file or model, or the hub cannot be reached.
     """
+    if isinstance(model, str | Path):
+        model = loading.load(model)
     config = config or ConversionConfig()
-    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
-    if kind not in SUPPORTED:
-        raise ValueError(f"model: expected an architecture among {', '.join(SUPPORTED)}, got {kind!r}")
-    window = getattr(model.config, "sliding_window", None)
-    if window is not None and getattr(model.config, "use_sliding_window", True):
-        raise ValueError(
-            f"model: expected full causal attention, got a sliding window of {window} tokens; "
-            f"set sliding_window=None in its config if the model was trained without"
-        )
+    loading.check_architecture(getattr(model, "config", model))
     shared = {id(tensor): tensor for tensor in [*model.parameters(), *model.buffers()]}
     converted = copy.deepcopy(model, shared)
+    modules = attention_modules(converted)
+    chosen = config.layers_of(len(modules))
     converted.config.bsbr = asdict(config)
     converted.set_attn_implementation(interface.NAME)
-    for module in attention_modules(converted):
+    for layer, module in enumerate(modules):
         if not hasattr(module, "bsbr"):  # a model that is converted again has its hook already
             module.register_forward_pre_hook(interface.give_layer, with_kwargs=True)
-        module.bsbr = config  # type: ignore[assignment]
+        module.bsbr = config if layer in chosen else None  # type: ignore[assignment]
+        module.bsbr_fit = None  # type: ignore[assignment]
     return converted
 
 
 def attention_modules(model: nn.Module) -> list[nn.Module]:
-    """The modules of a Llama-like model that call transformers' attention interface, in order of layer."""
+    """The modules of a model that call transformers' attention interface, in order of layer."""
     return [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+
+
+def from_pretrained(folder: str | Path, **settings: Any) -> Any:
+    """A converted model that was kept with `model.save_pretrained(folder)`, its calibration included.
+
+    Args:
+        folder: a local folder, or the name of a converted model on the Hugging Face hub.
+        settings: of transformers' `from_pretrained`, such as `dtype`.
+
+    Returns:
+        The converted model, in evaluation mode.
+
+    Raises:
+        ValueError: what lies there is a model that was not converted, or of another architecture.
+        OSError: there is no such folder or model.
+    """
+    model = loading.load(folder, **settings)
+    kept = getattr(model.config, "bsbr", None)
+    if kept is None:
+        raise ValueError(f"folder: expected a converted model, got {str(folder)!r}, which is not; use convert(…) on it")
+    converted = convert(model, ConversionConfig(**kept))
+    fitted = loading.tensors(folder, f".{FIT}.")
+    for name, query in fitted.items():
+        if name.endswith(f".{FIT}.query"):
+            module = converted.get_submodule(name.removesuffix(f".{FIT}.query"))
+            module.bsbr_fit = Fit(*query.shape).to(converted.device, converted.dtype)
+    converted.load_state_dict(fitted, strict=False)
+    return converted

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from transformers.masking_utils import causal_mask_function
 
 from bsbr.convert import attention
 from bsbr.convert.cache import RetrievalLayer, retrieval_layer
+from bsbr.convert.config import ConversionConfig
 
 NAME = "bsbr"
 
@@ -68,58 +70,67 @@ def attention_forward(
     """
     if attention_mask is not None and attention_mask.ndim != 2:
         raise ValueError(f"attention_mask: expected (batch, tokens), got shape {tuple(attention_mask.shape)}")
-    config: Any = module.bsbr
+    config: ConversionConfig | None = module.bsbr  # type: ignore[assignment]
     scaling = query.shape[3] ** -0.5 if scaling is None else scaling
-    if dropout and config.retrieval == "states":
-        raise ValueError("attention_dropout: expected 0 with retrieval='states', which has no dropout")
+    if dropout and config is not None and config.reads_states:
+        raise ValueError(f"attention_dropout: expected 0 with retrieval={config.retrieval!r}, which has no dropout")
+    how = _How(config, scaling, dropout, bsbr_layer, getattr(module, "bsbr_fit", None))
     if attention_mask is not None:
         key, value = (x[:, :, : attention_mask.shape[1]] for x in (key, value))
         if bool(attention_mask.all()):
             attention_mask = None
     if attention_mask is None:
-        return _unpadded(query, key, value, config, scaling, dropout, bsbr_layer), None
-    real = attention_mask.to(query.device)
-    return _padded(query, key, value, real, config, scaling, dropout, bsbr_layer), None
+        return _unpadded(query, key, value, how), None
+    return _padded(query, key, value, attention_mask.to(query.device), how), None
 
 
-def _unpadded(
-    q: Tensor, k: Tensor, v: Tensor, config: Any, scaling: float, dropout: float, layer: RetrievalLayer | None
-) -> Tensor:
+@dataclass(frozen=True)
+class _How:
+    """How one module reads in one call; without a config, it is a layer that keeps full attention."""
+
+    config: ConversionConfig | None
+    scaling: float
+    dropout: float
+    layer: RetrievalLayer | None
+    fit: attention.Fit | None
+
+    def add(self, q: Tensor, k: Tensor, position: Tensor | None, real: Tensor | None) -> attention.Meta | None:
+        if self.layer is None or self.config is None or not self.config.retrieves_blocks:
+            return None
+        return self.layer.add(q, k, position, real, self.config)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, meta: attention.Meta | None) -> Tensor:
+        return attention.attend(q, k, v, self.config, self.scaling, meta, self.dropout, self.fit)
+
+    def step(
+        self, q: Tensor, k: Tensor, v: Tensor, lengths: Tensor, order: Tensor | None, meta: attention.Meta | None
+    ) -> Tensor:
+        states = None
+        if self.layer is not None and self.config is not None and self.config.reads_states:
+            states = self.layer.far_states(k, v, order, lengths, self.config, self.scaling, self.fit)
+        return attention.step(q, k, v, self.config, self.scaling, lengths, order, meta, states, self.fit)
+
+
+def _unpadded(q: Tensor, k: Tensor, v: Tensor, how: _How) -> Tensor:
     batch, new, n = q.shape[0], q.shape[2], k.shape[2]
-    meta = None
-    if layer is not None and config.retrieves_blocks:
-        position = torch.arange(n - new, n, device=q.device).expand(batch, -1) if new < n else None
-        real = torch.ones_like(position, dtype=torch.bool) if position is not None else None
-        meta = layer.add(q, k[:, :, n - new :], position, real, config)
+    position = torch.arange(n - new, n, device=q.device).expand(batch, -1) if new < n else None
+    real = torch.ones_like(position, dtype=torch.bool) if position is not None else None
+    meta = how.add(q, k[:, :, n - new :], position, real)
     if new > 1 or n == 1:
-        return attention.attend(q, k, v, config, scaling, meta, dropout)
-    lengths = torch.full((batch,), n, device=q.device)
-    states = layer.far_states(k, v, None, lengths, config) if layer and config.retrieval == "states" else None
-    return attention.step(q, k, v, config, scaling, lengths, None, meta, states)
+        return how.attend(q, k, v, meta)
+    return how.step(q, k, v, torch.full((batch,), n, device=q.device), None, meta)
 
 
-def _padded(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    real: Tensor,
-    config: Any,
-    scaling: float,
-    dropout: float,
-    layer: RetrievalLayer | None,
-) -> Tensor:
+def _padded(q: Tensor, k: Tensor, v: Tensor, real: Tensor, how: _How) -> Tensor:
     """Each row's real tokens count from 0, wherever its padding lies, so that padding changes nothing."""
     new, n = q.shape[2], k.shape[2]
-    lengths, position = real.sum(1), real.cumsum(1) - 1
+    position = real.cumsum(1) - 1
     order = real.logical_not().to(torch.uint8).argsort(dim=1, stable=True)
-    meta = None
-    if layer is not None and config.retrieves_blocks:
-        meta = layer.add(q, k[:, :, n - new :], position[:, n - new :], real[:, n - new :], config)
+    meta = how.add(q, k[:, :, n - new :], position[:, n - new :], real[:, n - new :])
     if new == n:
-        return _packed(q, k, v, order, config, scaling, dropout)
+        return _packed(q, k, v, order, how)
     if new == 1:
-        states = layer.far_states(k, v, order, lengths, config) if layer and config.retrieval == "states" else None
-        return attention.step(q, k, v, config, scaling, lengths, order, meta, states)
+        return how.step(q, k, v, real.sum(1), order, meta)
     # Several new tokens after some cached ones, and padding: rows start at different positions, one at a time.
     out = torch.zeros_like(q.transpose(1, 2))
     for b in range(q.shape[0]):
@@ -127,21 +138,21 @@ def _padded(
         if here.any():
             row_meta = None if meta is None else attention.Meta(*(x[b : b + 1] for x in meta))
             q_row, k_row, v_row = q[b : b + 1][:, :, here], *(x[b : b + 1][:, :, real[b]] for x in (k, v))
-            out[b, here] = attention.attend(q_row, k_row, v_row, config, scaling, row_meta, dropout)[0]
+            out[b, here] = how.attend(q_row, k_row, v_row, row_meta)[0]
     return out
 
 
-def _packed(q: Tensor, k: Tensor, v: Tensor, order: Tensor, config: Any, scaling: float, dropout: float) -> Tensor:
+def _packed(q: Tensor, k: Tensor, v: Tensor, order: Tensor, how: _How) -> Tensor:
     q, k, v = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in (q, k, v))
-    out = attention.attend(q, k, v, config, scaling, None, dropout)
+    out = how.attend(q, k, v, None)
     return out.gather(1, order.argsort(dim=1)[:, :, None, None].expand_as(out))
 
 
 def give_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """A forward pre-hook: hands the module's cache layer on to `attention_forward`, which is not given the cache."""
     config: Any = module.bsbr
-    cache = kwargs.get("past_key_values")
-    if cache is not None and config.retrieval != "none":
+    cache = kwargs.get("past_key_values", kwargs.get("layer_past"))  # the latter is GPT-NeoX's name for it
+    if cache is not None and config is not None and config.retrieval != "none":
         kwargs["bsbr_layer"] = retrieval_layer(cache, int(module.layer_idx))  # type: ignore[arg-type]
     return args, kwargs
 
