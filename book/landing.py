@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pandas as pd
 
-from bsbr.claims import VERDICTS
+from bsbr.claims import CONVERTED, VERDICTS
 from bsbr.figures import MECHANISM_COLOURS, number
 from bsbr.results import Result, ResultError, load, only, select
 
@@ -46,16 +46,16 @@ def speed_cards(experiment: str, result: Result | None) -> str:
 
 
 def quality_cards(experiment: str, result: Result | None) -> str:
-    """What conversion costs and brings a pretrained model, in the timed rung that keeps most of it."""
+    """What conversion costs and brings a pretrained model, with the converter's default settings."""
     if result is None:
         return missing(experiment, "what a converted pretrained model keeps")
     over_documents = {"document": None, "layer": None, "phase": None, "statistic": None}
     gains = result.select("speedup").sort_values("n")
     ratios = result.select("perplexity_ratio", **over_documents)
-    ratios = ratios[(ratios["n"] == ratios["n"].max()) & ratios["rung"].isin(gains["rung"])]
-    kept = ratios.sort_values("value").iloc[0]
-    same = only(result.table, "top_1_agreement", n=kept["n"], rung=kept["rung"], **over_documents)
-    gain = gains[gains["rung"] == kept["rung"]].iloc[-1]
+    rung = CONVERTED["bsbr"]["rung"]
+    kept = ratios[ratios["rung"] == rung].sort_values("n").iloc[-1]
+    same = only(result.table, "top_1_agreement", n=kept["n"], rung=rung, **over_documents)
+    gain = gains[gains["rung"] == rung].iloc[-1]
     return cards(
         experiment,
         (kept, f"{number(kept['value'])} ×", "the original's perplexity, after conversion without training"),
