@@ -265,7 +265,7 @@ def test_the_converted_model_is_the_converters_default() -> None:
     from bsbr import ConversionConfig
 
     rungs = load("conversion/similarity").provenance["parameters"]["rungs"]
-    assert rungs[claims.CONVERTED["bsbr"]["rung"]] == asdict(ConversionConfig())
+    assert ConversionConfig(**rungs[claims.CONVERTED["bsbr"]["rung"]]) == ConversionConfig()
 
 
 # -- Showing --------------------------------------------------------------------------------------
