@@ -48,14 +48,20 @@ def test_with_any_option_decoding_is_reading_at_once(options):
         logits, state = model.step(ids[:, t], state)
 
 
+def reorder(state, order):
+    """index_select on the first dimension of every tensor of nested named tuples."""
+    if isinstance(state, torch.Tensor):
+        return state.index_select(0, order)
+    return type(state)(*(reorder(part, order) for part in state))
+
+
 @every_mechanism
 def test_rows_of_a_state_can_be_reordered(name):
-    """As beam search does: index_select on the first dimension of every tensor."""
+    """As beam search does."""
     model = make(mechanism=name)
     ids, order = tokens(3, 21), torch.tensor([2, 0, 0])
     _, state = model.prefill(ids, torch.arange(21) < torch.tensor([[21], [13], [8]]))
-    layers = tuple(type(layer)(*(x.index_select(0, order) for x in layer)) for layer in state.layers)
-    reordered = type(state)(layers, state.length[order])
+    reordered = type(state)(tuple(reorder(layer, order) for layer in state.layers), state.length[order])
     for t in range(20):
         token = tokens(3, 20)[:, t]
         logits, state = model.step(token, state)

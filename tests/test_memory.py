@@ -28,9 +28,12 @@ class Chain(nn.Module):
         self.depth, self.checkpointed = depth, checkpointed
 
     def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
         if self.checkpointed:
-            return checkpoint(self.sines, self.first(x), use_reentrant=False)
-        return self.sines(self.first(x))
+            return checkpoint(self.sines, x, use_reentrant=False)
+        for _ in range(self.depth):  # not by self.sines: a caller may hold an argument until the call returns
+            x = x.sin()
+        return x
 
     def sines(self, x: Tensor) -> Tensor:
         for _ in range(self.depth):

@@ -475,5 +475,5 @@ figures.say(
 # - Decoding is not measured here. What it keeps from token to token is each mechanism's state, on the page *Seven
 #   mechanisms*.
 # - Memory is only one side of a fused kernel: its time still grows with the square of the text. See *Inference time*.
-# - Set `vocab_size` in `SIZES` to that of GPT-2. Which mechanism's peak in training changes, and which does not?
+# - Set `vocab_size` in `SIZES` to that of a pretrained model. Which mechanism's peak in training changes, and which does not?
 # - Change `num_layers`. What of the difference between training with and without checkpointing grows with it?
