@@ -331,7 +331,7 @@ def compare(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
     Returns:
         The factors, metric and unit, `published`, `here`, and a `verdict`: `reproduced` or `drifted` by the
         metric's rule, `hardware-bound` where the number belongs to the machine, `not measured here` where ours
-        has no such row.
+        has no such row, or one that says that it was not available.
     """
     factors = factor_columns(published)
     extra = [factor for factor in factor_columns(ours) if factor not in factors]
@@ -349,7 +349,7 @@ def compare(published: pd.DataFrame, ours: pd.DataFrame) -> pd.DataFrame:
 
 
 def _verdict(name: str, status: str, value: float, here_status: Any, here: float) -> str:
-    if pd.isna(here_status):
+    if pd.isna(here_status) or (status == "ok" and here_status == "not_available"):
         return "not measured here"
     if metric(name).rule == "hardware" or "out_of_memory" in (status, here_status):
         return "hardware-bound"

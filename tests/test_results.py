@@ -280,6 +280,13 @@ def test_memory_belongs_to_the_machine() -> None:
     assert compared([row("speedup", 2.0, n=64)], [gone]) == ["hardware-bound"]
 
 
+def test_what_is_not_available_here_was_not_measured_here() -> None:
+    absent = row("crossover_n", None, status="not_available", reason="too few lengths", n=64)
+    assert compared([row("crossover_n", 500.0, n=64)], [absent]) == ["not measured here"]
+    assert compared([absent], [absent]) == ["reproduced"]
+    assert compared([absent], [row("crossover_n", 500.0, n=64)]) == ["drifted"]
+
+
 def test_every_metric_states_its_rule() -> None:
     for name, metric in METRICS.items():
         assert metric.title and metric.description.endswith("."), name
