@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     import torch
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # the parameters' numbers in malloc.h
+
+
 class DeviceNotFoundError(RuntimeError):
     """The target that was asked for is not on this machine."""
 
@@ -48,13 +51,15 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether the C library took the settings; False without effect where it is not glibc.
     """
+    return set_malloc(M_MMAP_THRESHOLD, 2**30) and set_malloc(M_TRIM_THRESHOLD, 2**31 - 1)
+
+
+def set_malloc(parameter: int, value: int) -> bool:
+    """Set a parameter of glibc's allocator for this process; False without effect where the C library has none."""
     if sys.platform != "linux":
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    trim_threshold, mmap_threshold = -1, -3  # the parameters' numbers in malloc.h
-    return bool(mallopt(mmap_threshold, 2**30)) and bool(mallopt(trim_threshold, 2**31 - 1))
+    return mallopt is not None and bool(mallopt(parameter, value))
 
 
 def cpu_model() -> str:

@@ -7,7 +7,6 @@ fresh process, and sees what no tensor shows: scratch inside an operation, the l
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import multiprocessing
 import re
 import resource
@@ -20,6 +19,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+
+from bsbr.measure import machine
 
 # -- Tensors --------------------------------------------------------------------------------------
 
@@ -108,8 +109,6 @@ def _parts(snapshot: dict[str, int]) -> dict[str, int]:
 
 # -- A process ------------------------------------------------------------------------------------
 
-M_MMAP_THRESHOLD = -3  # of malloc.h: blocks above this size are mapped one by one, and unmapped when freed
-
 
 @dataclass(frozen=True)
 class Peak:
@@ -148,8 +147,7 @@ def return_freed_blocks() -> None:
     Raises:
         NotImplementedError: the C library is not glibc.
     """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None or not mallopt(M_MMAP_THRESHOLD, 128 * 1024):
+    if not machine.set_malloc(machine.M_MMAP_THRESHOLD, 128 * 1024):
         raise NotImplementedError("freed memory can be returned at once with glibc; this system's C library is another")
 
 
