@@ -289,22 +289,16 @@ def convert_gguf(source: Source, report: Callable[[str], None] = print) -> Path:
     report(f"{source.name}: converting {gguf.name} to safetensors, about half a minute")
 
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, local_files_only=True)
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, local_files_only=True
-    )
-    # transformers refuses to save a model whose config says "gguf", although its weights are plain float32.
-    settings = {key: value for key, value in loaded.config.to_dict().items() if key != "quantization_config"}
-    plain = type(loaded)(type(loaded.config)(**settings))
-    plain.load_state_dict(loaded.state_dict())
+    from bsbr.convert.loading import load, load_tokenizer
+
+    model, tokenizer = load(gguf, dtype=torch.float32), load_tokenizer(gguf)
 
     record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     with _temporary_folder() as temporary:
         partial = temporary / "model"
-        plain.save_pretrained(partial)
+        model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         digest = files_sha256(partial)
         os.replace(partial, folder)
