@@ -207,6 +207,55 @@ METRICS: dict[str, Metric] = {
         0.05,
         "KL of the original's next-token distribution from the converted one's.",
     ),
+    "next_token_accuracy": Metric(
+        "Next-token accuracy", "%", "absolute", 1, "Positions where the model's first choice is the token that follows."
+    ),
+    "rank_agreement": Metric(
+        "Agreement at a rank",
+        "%",
+        "absolute",
+        2,
+        "Positions where both models have the same token at this rank of their choices.",
+    ),
+    "gap_closed": Metric(
+        "Gap closed",
+        "%",
+        "absolute",
+        15,
+        "Share of the gap in mean log-likelihood to the original that calibration closes.",
+    ),
+    "accuracy_drop": Metric(
+        "Accuracy lost", "points", "absolute", 0.5, "Next-token accuracy of the control less this one's."
+    ),
+    "retrieval_accuracy": Metric(
+        "Passkeys found", "%", "absolute", 10, "Share of the trials in which every digit of the passkey is predicted."
+    ),
+    "answer_likelihood": Metric(
+        "Log-likelihood of the answer", "nats", "absolute", 0.5, "Mean log-probability of a whole passkey."
+    ),
+    "attention_error": Metric(
+        "Error of attention",
+        "%",
+        "relative",
+        0.05,
+        "Norm of the change of attention's outputs over the norm of the original's, on the original's inputs.",
+    ),
+    "relative_speed": Metric(
+        "Speed relative to a control", "×", "factor", 1.5, "Time of the control divided by this one's, same round."
+    ),
+    "speed_impact": Metric(
+        "Change of speed", "%", "absolute", 15, "How much faster than the control, in % of its speed, same round."
+    ),
+    "relative_memory": Metric(
+        "Memory relative to a control", "×", "relative", 0.05, "Peak memory over that of the control, same n."
+    ),
+    "cache_memory": Metric("Cache", "MB", "absolute", 0, "Bytes that decoding keeps for one text of n tokens, /10⁶."),
+    "memory_crossover_n": Metric(
+        "Crossover of memory", "tokens", "factor", 2, "The n from which this model stays below the original's peak."
+    ),
+    "trained_tokens": Metric(
+        "Tokens trained on", "tokens", "absolute", 0, "Tokens that training has read, repeats too."
+    ),
     "cell": Metric("Whole cell", "", "hardware", 0, "Stands for every number of a cell that could not be measured."),
 }
 
