@@ -26,7 +26,7 @@ def test_a_model_is_itself() -> None:
     reading = similarity.read(tiny_llama(), tokens(40))
     found = similarity.compare(reading, reading)
     assert found.perplexity_ratio == 1 and found.mse == 0
-    assert found.agreement == {1: 100, 5: 100, 10: 100}
+    assert found.agreement == {1: 100, 5: 100, 10: 100} and found.rank_agreement == [100] * 10
     assert found.kl == pytest.approx(0, abs=1e-9)
     assert found.cosine == pytest.approx(1) and found.hidden_cosine == pytest.approx([1] * 4)
 
@@ -49,6 +49,14 @@ def test_measures_are_their_definitions(n: int) -> None:
             len({*x.topk(k).indices.tolist()} & {*y.topk(k).indices.tolist()}) / k for x, y in zip(p, q, strict=True)
         ]
         assert agreement == pytest.approx(100 * sum(shared) / n)
+    for rank, agreement in enumerate(found.rank_agreement):
+        same = p.topk(10).indices[:, rank] == q.topk(10).indices[:, rank]
+        assert agreement == pytest.approx(100 * same.double().mean().item())
+    right = (q.argmax(-1)[:-1] == ids[0, 1:]).double().mean().item()
+    assert found.next_token_accuracy == pytest.approx(100 * right)
+    assert (len(found.loss), len(found.original_loss), len(found.divergence)) == (n - 1, n - 1, n)
+    assert found.loss.mean().exp().item() == pytest.approx(found.perplexity, rel=1e-5)
+    assert found.divergence.mean().item() == pytest.approx(found.kl, rel=1e-5)
     for layer, value in enumerate(found.hidden_cosine):
         x, y = a.hidden_states[layer][0], b.hidden_states[layer][0]
         assert value == pytest.approx(torch.cosine_similarity(x, y, dim=-1).mean().item(), rel=1e-4)

@@ -33,15 +33,25 @@ class Reading:
 
 @dataclass(frozen=True)
 class Similarity:
-    """A model's reading beside the original's. Means over positions; agreement in %, divergence in nats."""
+    """A model's reading beside the original's. Means over positions; agreement and accuracy in %, divergence in nats.
+
+    `loss`, `original_loss` and `divergence` are what the means of perplexity and divergence are of: −log of the
+    probability that a model gives to the token that follows, and KL, position by position. The last position has a
+    divergence and no token that follows.
+    """
 
     perplexity: float
     original_perplexity: float
+    next_token_accuracy: float
     agreement: dict[int, float]
+    rank_agreement: list[float]
     cosine: float
     mse: float
     kl: float
     hidden_cosine: list[float]
+    loss: Float[Tensor, " n-1"]
+    original_loss: Float[Tensor, " n-1"]
+    divergence: Float[Tensor, " n"]
 
     @property
     def perplexity_ratio(self) -> float:
@@ -74,6 +84,8 @@ def compare(original: Reading, model: Reading) -> Similarity:
     """How far a model's predictions and layers are from the original's on the same text.
 
     - agreement at k: share of the original's k most likely next tokens that are among the model's k;
+    - agreement at rank r: how often both models have the same token as their r-th choice, the first to the tenth;
+    - next-token accuracy: how often the model's first choice is the token that follows;
     - cosine and MSE: between the two vectors of logits at a position;
     - KL: Σ p log(p/q), p the original's next-token distribution and q the model's;
     - hidden cosine: by layer, the embedding first.
@@ -85,38 +97,45 @@ def compare(original: Reading, model: Reading) -> Similarity:
         raise ValueError("model: expected a reading of the same text as the original's, got another text")
     n = len(original.ids)
     slices = [_compare_slice(original, model, a, min(a + POSITIONS_AT_ONCE, n)) for a in range(0, n, POSITIONS_AT_ONCE)]
-    sums = {name: sum(part[name] for part in slices) for name in slices[0]}
+    at = {name: torch.cat([part[name] for part in slices]) for name in slices[0]}
+    means = {name: values.double().mean(0) for name, values in at.items()}
     return Similarity(
-        perplexity=math.exp(sums["model_loss"] / (n - 1)),
-        original_perplexity=math.exp(sums["original_loss"] / (n - 1)),
-        agreement={k: 100 * sums[f"top_{k}"] / n for k in TOP},
-        cosine=sums["cosine"] / n,
-        mse=sums["mse"] / n,
-        kl=max(0.0, sums["kl"] / n),  # rounding alone can take the divergence of equals below zero
+        perplexity=means["loss"].exp().item(),
+        original_perplexity=means["original_loss"].exp().item(),
+        next_token_accuracy=100 * means["right"].item(),
+        agreement={k: 100 * means[f"top_{k}"].item() for k in TOP},
+        rank_agreement=(100 * means["same_rank"]).tolist(),
+        cosine=means["cosine"].item(),
+        mse=means["mse"].item(),
+        kl=max(0.0, means["kl"].item()),  # rounding alone can take the divergence of equals below zero
         hidden_cosine=[
             F.cosine_similarity(a.double(), b.double(), dim=-1).mean().item()
             for a, b in zip(original.hidden, model.hidden, strict=True)
         ],
+        loss=at["loss"],
+        original_loss=at["original_loss"],
+        divergence=at["kl"],
     )
 
 
-def _compare_slice(original: Reading, model: Reading, a: int, b: int) -> dict[str, float]:
-    """Sums over positions a … b−1."""
+def _compare_slice(original: Reading, model: Reading, a: int, b: int) -> dict[str, Tensor]:
+    """Numbers of positions a … b−1, one each; of those with a token that follows where it is about that token."""
     p, q = (reading.head(reading.hidden[-1, a:b]).float() for reading in (original, model))
     next_tokens = original.ids[a + 1 : b + 1]
-    sums = {
-        "cosine": F.cosine_similarity(p, q, dim=-1).sum().item(),
-        "mse": (p - q).square().mean(-1).sum().item(),
-    }
     top_p, top_q = (x.topk(min(max(TOP), x.shape[1]), dim=-1).indices for x in (p, q))
+    at = {
+        "cosine": F.cosine_similarity(p, q, dim=-1),
+        "mse": (p - q).square().mean(-1),
+        "same_rank": (top_p == top_q).float(),
+        "right": (top_q[: len(next_tokens), 0] == next_tokens).float(),
+    }
     for k in TOP:
-        shared = (top_p[:, :k, None] == top_q[:, None, :k]).any(-1).float().mean(-1)
-        sums[f"top_{k}"] = shared.sum().item()
+        at[f"top_{k}"] = (top_p[:, :k, None] == top_q[:, None, :k]).any(-1).float().mean(-1)
     log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-    sums["kl"] = F.kl_div(log_q, log_p, log_target=True, reduction="sum").item()
-    for name, log in (("original_loss", log_p), ("model_loss", log_q)):
-        sums[name] = F.nll_loss(log[: len(next_tokens)], next_tokens, reduction="sum").item()
-    return sums
+    at["kl"] = F.kl_div(log_q, log_p, log_target=True, reduction="none").sum(-1)
+    for name, log in (("original_loss", log_p), ("loss", log_q)):
+        at[name] = F.nll_loss(log[: len(next_tokens)], next_tokens, reduction="none")
+    return at
 
 
 @dataclass(frozen=True)
