@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import tarfile
 import zipfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -109,7 +109,7 @@ def test_tarballs_are_read_alike(tmp_path: Path) -> None:
 
 
 def test_every_pin_says_what_it_is() -> None:
-    assert {"smollm2", "speeches"} <= set(sources.source_names())
+    assert {"emails", "smollm2", "speeches"} <= set(sources.source_names())
     for name in sources.source_names():
         pin = sources.read_pin(name)
         assert pin.licence and len(pin.archive_sha512) == 128 and len(pin.files_sha256) == 64
@@ -117,10 +117,93 @@ def test_every_pin_says_what_it_is() -> None:
         sources.read_pin("wikitext")
 
 
-def test_development_and_held_out_speeches_are_disjoint() -> None:
-    split = json.loads(sources.pin_path("speeches").read_text())["split"]
-    assert len(split["development"]) == 8 and len(split["held_out"]) == 12
-    assert not set(split["development"]) & set(split["held_out"])
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [("speeches", {"development": 8, "held_out": 12, "samples": 50}), ("emails", {"development": 10, "held_out": 50})],
+)
+def test_the_parts_of_a_split_share_no_text(name: str, sizes: dict[str, int]) -> None:
+    split = sources.read_pin(name).split or {}
+    assert {part: len(keys) for part, keys in split.items()} == sizes
+    assert len(set().union(*split.values())) == sum(sizes.values())
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    try:
+        folder = sources.smollm2_folder()
+        sources.check_files(sources.read_pin("speeches"))
+        sources.check_files(sources.read_pin("emails"))
+    except sources.SourceError as error:
+        pytest.skip(str(error))
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def samples_by_the_rule(tokenizer: Any) -> list[str]:
+    """The split rule of the speeches, in code."""
+    taken = {speech.key for part in ("development", "held_out") for speech in sources.load_speeches(part)}
+    free = [speech for speech in sources.load_speeches() if speech.key not in taken]
+    long = [speech.key for speech in free if len(tokenizer(speech.text[:8000])["input_ids"]) >= 1100]
+    return [long[i * len(long) // 50] for i in range(50)]
+
+
+def emails_by_the_rule(tokenizer: Any) -> list[str]:
+    """The split rule of the e-mails, in code: those held out, then those for development."""
+    taken: dict[str, set[tuple[str, ...]]] = {}
+    ham = [mail for mail in sources.load_emails() if "ham" in mail.group]
+    for mail in sorted(ham, key=lambda mail: hashlib.sha256(mail.key.encode()).hexdigest()):
+        beyond_ascii = sum(not character.isascii() for character in mail.text) / len(mail.text)
+        if len(mail.text) < 1100 or beyond_ascii > 0.01 or len(tokenizer(mail.text)["input_ids"]) < 1100:
+            continue
+        words = mail.text.replace(">", " ").split()
+        runs = set(zip(*(words[i:] for i in range(8)), strict=False))
+        if all(len(runs & others) < 0.1 * min(len(runs), len(others)) for others in taken.values()):
+            taken[mail.key] = runs
+        if len(taken) == 60:
+            break
+    return list(taken)
+
+
+def test_the_splits_follow_their_rules(tokenizer: Any) -> None:
+    speeches, emails = (sources.read_pin(name).split or {} for name in ("speeches", "emails"))
+    assert samples_by_the_rule(tokenizer) == speeches["samples"]
+    assert emails_by_the_rule(tokenizer) == emails["held_out"] + emails["development"]
+
+
+def test_an_email_is_its_plain_text_without_headers() -> None:
+    plain = "From: a\nSubject: b\n\nHello\n"
+    assert sources.email_text(plain) == "Hello"
+    encoded = "Content-Type: text/plain; charset=iso-8859-1\nContent-Transfer-Encoding: quoted-printable\n\ncaf=E9\n"
+    assert sources.email_text(encoded) == "café"
+    parts = "".join(f"--x\nContent-Type: text/{kind}\n\nin {kind}\n" for kind in ("html", "plain"))
+    assert (
+        sources.email_text(f"MIME-Version: 1.0\nContent-Type: multipart/mixed; boundary=x\n\n{parts}--x--\n")
+        == "in plain"
+    )
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        "Content-Type: text/html\n\n<p>Hello</p>\n",
+        "Subject: b\n\ncaf\ufffd\n",
+        "Content-Type: text/plain; charset=unheard-of\n\nHello\n",
+        "Content-Type: text/plain; charset=utf-8\nContent-Transfer-Encoding: quoted-printable\n\ncaf=E9\n",
+        "Subject: b\n\n",
+    ],
+    ids=["html", "lost characters", "unknown charset", "wrong charset", "empty"],
+)
+def test_an_email_that_cannot_be_read_is_left_out(raw: str) -> None:
+    assert sources.email_text(raw) is None
+
+
+def test_emails_are_read_as_pinned(tokenizer: Any) -> None:
+    held_out = sources.load_emails("held_out")
+    assert {mail.group for mail in held_out} <= {"easy-ham-1", "easy-ham-2", "hard-ham-1"}
+    assert not any("Return-Path:" in mail.text[:200] for mail in held_out)
+    with pytest.raises(ValueError, match="split: expected None or one of"):
+        sources.load_emails("test")
 
 
 def test_speeches_and_model_are_read_with_the_network_off() -> None:

