@@ -86,10 +86,10 @@ PROFILES = {
         "below": {512: [0, 1024], 1024: [0, 1024]}, "rounds": 3, "seconds": 3,
     },
     "full": {
-        "rung": "top-16", "layer_n": 2048, "layer_documents": {"top-16": 2, "neighbours": 1}, "tried": None,
+        "rung": "top-16", "layer_n": 2048, "layer_documents": {"top-16": 1, "neighbours": 1}, "tried": None,
         "error_n": 2048, "head_rung": "top-8, small", "head_n": 512, "head_layers": list(range(2, 30, 3)),
         "n": 4096, "documents": 2, "choices": {"least": [10, 20], "evenly": [20], "most": [20]}, "timed": [10, 20],
-        "below": {512: [0, 1024], 1024: [0, 1024], 2048: [0, 1024, 2048], 4096: [0, 2048]}, "rounds": 3, "seconds": 8,
+        "below": {512: [0, 1024], 1024: [0, 1024], 2048: [0, 1024, 2048], 4096: [0, 2048]}, "rounds": 2, "seconds": 4,
     },
 }  # fmt: skip
 EVERY = 4  # positions: at each fourth the divergence is taken when one layer or head is converted
