@@ -58,7 +58,7 @@ PROFILES = {
         save_every=5, learning_rate=4e-3,
     ),
     "full": Settings(
-        vocabulary=4096, n_embd=256, n_layer=6, n_head=4, n_positions=1024, speeches=1000, batch=1, steps=1200,
+        vocabulary=4096, n_embd=256, n_layer=6, n_head=4, n_positions=1024, speeches=1000, batch=1, steps=700,
         warm_up=100, save_every=50,
     ),
 }  # fmt: skip

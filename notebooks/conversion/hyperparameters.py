@@ -116,11 +116,7 @@ ONE_FACTOR = {
     "compression": COMPRESSED,
 }
 SHORT = [name for names in BY_RETRIEVAL.values() for name in names if SETTINGS[name].window < 1024]
-LONG = [
-    name
-    for name in SETTINGS
-    if name not in BY_RETRIEVAL["states"] + COMPRESSED or name in (PLAIN_STATES, COMPRESSED[-1])
-]
+LONG = [name for name in SETTINGS if name not in STATE_RUNGS]
 FEW = ["top-16", "none, chunks of 128", PLAIN_STATES, "top-16, chunks of 64", "states, compressed by 8"]
 PROFILES = {
     "tiny": {
