@@ -227,6 +227,7 @@ NOT_PROSE = [
     r"\$\$.*?\$\$", r"\$[^$]*\$",  # formulas
     r"\]\([^)]*\)", r"<[^>]*>", r"\{[a-z:]+\}",  # where links lead, markup, roles
     r"\b95 %",  # the one level of confidence
+    r"\bGPT-2\b",  # a name
 ]  # fmt: skip
 
 

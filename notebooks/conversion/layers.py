@@ -29,7 +29,7 @@ figures.table(
 # %% [markdown]
 # ## Method
 #
-# `SmolLM2-135M-Instruct` reads State of the Union addresses, each from its first token. Layers are counted from 0. What
+# `SmolLM2-135M-Instruct` reads State of the Union addresses, each from its first token. Layers are counted from zero. What
 # is chosen is chosen on development speeches; what a choice costs is read on held-out ones, which had no part in it.
 #
 # - **Layers.** One layer alone is converted, all others keep full attention. Its sensitivity is the KL divergence of the
@@ -432,7 +432,7 @@ sentences = [
     f"{listed(own.index[::-1][:half])}. The most sensitive layer has "
     f"{figures.number(spread)} times the divergence of the least sensitive, layer {own.index[0]}. The rank correlation of "
     f"sensitivity with depth is {ranks_agree(own, pd.Series(own.index, own.index))}; layers that suffered more the "
-    f"deeper they lie would have it at 1."
+    f"deeper they lie would have it at one."
 ]
 if wide[best].shape[1] > 1:
     first, second = (wide[best].iloc[:, i] for i in (0, 1))
@@ -493,11 +493,12 @@ figures.table(
     ),
     caption="The ten heads that suffer most",
 )
+MUCH = 20  # % of error: a head of which much is lost
 errors_by_layer = errors.mean(axis=1)
 shared = errors_by_layer.index.intersection(own.index)
 figures.say(
     f"The median head has an error of {figures.number(flat.median())} %, the worst one of {figures.number(flat.iloc[0])} %; "
-    f"{int((flat > 20).sum())} of {len(flat)} heads are above 20 %. Whether predictions suffer where "
+    f"{int((flat > MUCH).sum())} of {len(flat)} heads are above {MUCH:g} %. Whether predictions suffer where "
     f"attention does is told by the rank correlation of a layer's mean error with its sensitivity: "
     f"{ranks_agree(errors_by_layer[shared], own[shared])}."
 )
@@ -636,7 +637,7 @@ covered_speed = quick_rows[quick_rows["original_below"] >= quick_rows["n"]]["val
 sentences = [
     f"**Up to the switch the conversion is the original.** Where the text is no longer than the switch, perplexity differs "
     f"from the original's by {figures.number(100 * (covered['value'] - 1).abs().max(), 2)} % at most, and the speedup, "
-    f"which should be 1, is at least {figures.number(covered_speed.min())} and at most "
+    f"which should be one, is at least {figures.number(covered_speed.min())} and at most "
     f"{figures.number(covered_speed.max())}."
     if len(covered)
     else ""

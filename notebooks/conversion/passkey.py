@@ -46,7 +46,7 @@ figures.table(
 # - **kept + no retrieval**: the same layers kept, the others reading near text only. What it does not find and the
 #   setting does is the work of retrieval; what both find is the work of the layers that were kept.
 # - **all + top-k**, **all + no retrieval**: no layer kept.
-# - **top-16**: the converter's default, no layer kept.
+# - **`top-16`**: the converter's default, no layer kept.
 #
 # The setting retrieves by small chunks and small blocks, no more tokens than the default. A chunk chooses by the chunk
 # before it: the smaller the chunks, the more of the question is known to the one that chooses for the answer.
@@ -88,7 +88,7 @@ RUNGS = {
     "top-16": ConversionConfig(),
 }
 ALONE = "all + no retrieval"  # how a layer is converted that is tried alone
-LEAST_LOSS, MOST_KEPT = 1.0, 3  # nats that a layer must cost to be kept, and how many are kept at most
+LEAST_LOSS, MOST_KEPT = 0.75, 3  # nats that a layer must cost to be kept, and how many are kept at most
 FAR, LAYERS_DISTANCE = 6000, 2000
 NEAR = [500, 1000, 2000, 4000]
 SEED = 1000

@@ -80,7 +80,7 @@ figures.table(whole[["quantity", "mechanism", "value", "unit"]], caption="Claime
 #
 # Everything is measured as `convert` does it by default. Up to the length of the local window a converted model runs the
 # original attention, so a short text costs what it costs the original. A setting, `original_below`, moves that point up;
-# it is 0 here.
+# it is off here.
 
 # %% tags=["parameters", "remove-cell"]
 target = "cpu"
@@ -620,7 +620,7 @@ sentences = []
 if within:
     sentences.append(
         f"**Short texts.** Up to {window:,} tokens, the local window, a conversion runs the original attention. At "
-        f"{within[-1]:,} tokens `{best}` is {shown('speedup', **PREFILL, n=within[-1])} times as fast: what differs from 1 is "
+        f"{within[-1]:,} tokens `{best}` is {shown('speedup', **PREFILL, n=within[-1])} times as fast: what differs from one is "
         f"the bookkeeping of a conversion, and noise."
     )
 if "neighbours" in set(gains["rung"]):
