@@ -59,11 +59,9 @@ for factor, stated in {"chunk_size": said_of_chunks, "compression_factor": said_
 #   counts it is off the clock. Counting takes long where operations are many and small, so with states it is done on
 #   short texts only, and for compression alone.
 #
-# A setting is **on the front** if no other that was measured is at least as fast at a lower perplexity. States of
-# chunk sizes other than the default's take the longest to read long texts with; they are measured on short ones only.
-#
-# What the document calls output similarity is taken to be the cosine of logits, and its accuracy to be how often the
-# first choice is the token that follows.
+# A setting is **on the front** if no other that was measured is at least as fast at a lower perplexity. States are the
+# slowest to read long texts with; settings with them are measured on short ones only, and
+# [speed and memory](speed_and_memory.ipynb) has what they cost on long ones.
 
 # %% tags=["parameters", "remove-cell"]
 target = "cpu"
@@ -301,7 +299,13 @@ sweep = Sweep(
     sources=[sources.pin_path(name) for name in ("smollm2", "speeches")],
 )
 timed = sweep.measure(
-    [{"phase": "prefill", "n": n, "turns": turns} for n in lengths for turns in ("blocks", "states")], cost
+    [
+        {"phase": "prefill", "n": n, "turns": turns}
+        for n, names in settings["settings"].items()
+        for turns in ("blocks", "states")
+        if any((name in STATE_RUNGS) == (turns == "states") for name in names)
+    ],
+    cost,
 )
 read_rows = sweep.measure(
     [
@@ -648,7 +652,8 @@ for n in lengths:
     ]
     if len(lines) > 1:
         figures.table(pd.DataFrame(lines), caption=f"Compression of states, {n:,} tokens")
-squeezed = [name for name in COMPRESSED if has(name)]
+squeezed_at = max((n for n in lengths if sum(has(name, n) for name in COMPRESSED) > 1), default=long)
+squeezed = [name for name in COMPRESSED if has(name, squeezed_at)]
 titles = {
     "memory_saved": "Peak memory saved",
     "speed_impact": "Change of speed",
@@ -709,14 +714,15 @@ if len(squeezed) > 1:
     most = squeezed[-1]
     weighed_at = longest("memory_saved")
     saves = (
-        f"saves {show(beside('memory_saved', most, weighed_at))} % of the peak at {weighed_at:,} tokens and "
+        f"saves {show(beside('memory_saved', most, weighed_at))} % of the peak and "
         if weighed_at and has(most, weighed_at)
         else ""
     )
-    share = 100 * value("cache_memory", most) / value("cache_memory", squeezed[0])
+    share = 100 * value("cache_memory", most, squeezed_at) / value("cache_memory", squeezed[0], squeezed_at)
     sentences.append(
-        f"**Compression.** By {SETTINGS[most].compression_factor} it {saves}changes the speed by "
-        f"{show(beside('speed_impact', most))} %, for {show(beside('accuracy_drop', most))} points of next-token accuracy. "
+        f"**Compression.** At {squeezed_at:,} tokens, by {SETTINGS[most].compression_factor}, it {saves}changes the speed by "
+        f"{show(beside('speed_impact', most, squeezed_at))} %, for {show(beside('accuracy_drop', most, squeezed_at))} points "
+        f"of next-token accuracy. "
         f"The peak of a pass is that of weights, keys, values and one layer at work, none of which compression makes "
         f"smaller. Of the cache to decode with, states included, it leaves {figures.number(share)} %."
     )
