@@ -62,6 +62,9 @@ for factor, stated in {"chunk_size": said_of_chunks, "compression_factor": said_
 # A setting is **on the front** if no other that was measured is at least as fast at a lower perplexity. States are the
 # slowest to read long texts with; settings with them are measured on short ones only, and
 # [speed and memory](speed_and_memory.ipynb) has what they cost on long ones.
+#
+# What the document calls output similarity is taken to be the cosine of logits, and its accuracy to be how often the
+# first choice is the token that follows.
 
 # %% tags=["parameters", "remove-cell"]
 target = "cpu"
