@@ -117,7 +117,8 @@ ONE_FACTOR = {
     "compression": COMPRESSED,
 }
 SHORT = [name for names in BY_RETRIEVAL.values() for name in names if SETTINGS[name].window < 1024]
-LONG = [name for name in SETTINGS if name not in STATE_RUNGS]
+SHORT_ONLY = [*STATE_RUNGS, "none, chunks of 64", "none, chunks of 256", "top-16, 128 sinks", "top-4"]
+LONG = [name for name in SETTINGS if name not in SHORT_ONLY]
 FEW = ["top-16", "none, chunks of 128", PLAIN_STATES, "top-16, chunks of 64", "states, compressed by 8"]
 PROFILES = {
     "tiny": {
