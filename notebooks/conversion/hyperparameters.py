@@ -130,7 +130,7 @@ PROFILES = {
         "documents": {1024: 1}, "rounds": 2, "states_weighed": 0, "layers": None,
     },
     "full": {
-        "settings": {1024: [*SHORT, *COMPRESSED[1:]], 4096: LONG},
+        "settings": {1024: [*SHORT, *COMPRESSED[1:], "top-16, 128 sinks", "top-4"], 4096: LONG},
         "documents": {1024: 1, 4096: 1}, "rounds": 2, "states_weighed": 1024, "layers": None,
     },
 }  # fmt: skip
