@@ -102,8 +102,8 @@ PROFILES = {
         "near_trials": 2, "float32_trials": 0,
     },
     "full": {
-        "layers": list(range(30)), "layer_trials": 1, "trials": 50, "without_trials": 15, "all_trials": 2,
-        "near": NEAR, "near_trials": 3, "float32_trials": 2,
+        "layers": list(range(30)), "layer_trials": 1, "trials": 50, "without_trials": 12, "all_trials": 1,
+        "near": NEAR, "near_trials": 2, "float32_trials": 1,
     },
 }  # fmt: skip
 settings = {"layers_distance": LAYERS_DISTANCE, "far": FAR, **PROFILES[profile]}
