@@ -88,8 +88,8 @@ PROFILES = {
     "full": {
         "rung": "top-16", "layer_n": 2048, "layer_documents": {"top-16": 1, "neighbours": 1}, "tried": None,
         "error_n": 2048, "head_rung": "top-8, small", "head_n": 512, "head_layers": list(range(2, 30, 3)),
-        "n": 4096, "documents": 1, "choices": {"least": [10, 20], "evenly": [20], "most": [20]}, "timed": [10, 20],
-        "below": {512: [0, 1024], 1024: [0, 1024], 2048: [0, 1024, 2048], 4096: [0, 2048]}, "rounds": 2, "seconds": 4,
+        "n": 2048, "documents": 1, "choices": {"least": [10, 20], "evenly": [20], "most": [20]}, "timed": [10, 20],
+        "below": {512: [0, 1024], 1024: [0, 1024], 2048: [0, 1024, 2048]}, "rounds": 3, "seconds": 4,
     },
 }  # fmt: skip
 EVERY = 4  # positions: at each fourth the divergence is taken when one layer or head is converted
