@@ -121,6 +121,7 @@ class Timing(NamedTuple):
 
 
 ALL, SOME, BEST = list(RUNGS), ["neighbours", "top-16"], ["top-16"]
+MOST = [*SOME, "top-32"]
 PROFILES: dict[str, dict[str, Any]] = {
     "tiny": {
         "timed": {
@@ -141,12 +142,11 @@ PROFILES: dict[str, dict[str, Any]] = {
     },
     "full": {
         "timed": {
-            ("float32", 128): Timing(ALL, 5, 2), ("float32", 256): Timing(ALL, 3), ("float32", 512): Timing(ALL, 3),
-            ("float32", 1024): Timing(ALL, 4, 2), ("float32", 2048): Timing(ALL, 2),
-            ("float32", 4096): Timing(ALL, 2, 2), ("float32", 8192): Timing(SOME, 2, 2),
-            ("float32", 16384): Timing(BEST, 1),
-            ("bfloat16", 1024): Timing(BEST, 3, 2), ("bfloat16", 4096): Timing(BEST, 2, 2),
-            ("bfloat16", 8192): Timing(BEST, 2, 2),
+            ("float32", 128): Timing(ALL, 4, 2), ("float32", 256): Timing(ALL, 3), ("float32", 512): Timing(ALL, 3),
+            ("float32", 1024): Timing(ALL, 3, 2), ("float32", 2048): Timing(ALL, 2),
+            ("float32", 4096): Timing(MOST, 2, 1), ("float32", 8192): Timing(SOME, 2, 1),
+            ("float32", 12288): Timing(BEST, 1),
+            ("bfloat16", 1024): Timing(BEST, 2, 1), ("bfloat16", 4096): Timing(BEST, 2), ("bfloat16", 8192): Timing(BEST, 2, 1),
         },
         "memory": {128: ALL, 512: ALL, 1024: ALL, 4096: BEST, 8192: BEST},
         "new_tokens": 16, "context": 8192, "layers": None, "ranges": [(128, 1024), (1024, 8192)],
