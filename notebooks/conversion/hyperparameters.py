@@ -116,9 +116,7 @@ ONE_FACTOR = {
     "retrieval": ["none, chunks of 128", PLAIN_STATES, "top-16", "both"],
     "compression": COMPRESSED,
 }
-SHORT = [name for names in BY_RETRIEVAL.values() for name in names if SETTINGS[name].window < 1024]
-SHORT_ONLY = [*STATE_RUNGS, "none, chunks of 64", "none, chunks of 256", "top-16, 128 sinks", "top-4"]
-LONG = [name for name in SETTINGS if name not in SHORT_ONLY]
+LONG = [name for name in SETTINGS if name not in [*STATE_RUNGS, "none, chunks of 64", "none, chunks of 256"]]
 FEW = ["top-16", "none, chunks of 128", PLAIN_STATES, "top-16, chunks of 64", "states, compressed by 8"]
 PROFILES = {
     "tiny": {
@@ -130,8 +128,8 @@ PROFILES = {
         "documents": {1024: 1}, "rounds": 2, "states_weighed": 0, "layers": None,
     },
     "full": {
-        "settings": {1024: [*SHORT, *COMPRESSED[1:], "top-16, 128 sinks", "top-4"], 4096: LONG},
-        "documents": {1024: 1, 4096: 1}, "rounds": 2, "states_weighed": 1024, "layers": None,
+        "settings": {1024: COMPRESSED, 2048: LONG},
+        "documents": {1024: 2, 2048: 2}, "rounds": 2, "states_weighed": 1024, "layers": None,
     },
 }  # fmt: skip
 FEWEST_FOR_INTERVAL = 4  # documents
