@@ -129,7 +129,7 @@ PROFILES = {
     },
     "full": {
         "settings": {1024: COMPRESSED, 2048: LONG},
-        "documents": {1024: 2, 2048: 2}, "rounds": 2, "states_weighed": 1024, "layers": None,
+        "documents": {1024: 1, 2048: 1}, "rounds": 2, "states_weighed": 1024, "layers": None,
     },
 }  # fmt: skip
 FEWEST_FOR_INTERVAL = 4  # documents
