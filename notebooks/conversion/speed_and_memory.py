@@ -654,8 +654,11 @@ sentences.append(
     f"**Memory.** The fused kernel of the original stores no matrix of scores, so there is none to be saved. The peak of "
     f"`{best}` at {longest_held:,} tokens is {shown('relative_memory', 4, **PREFILL, n=longest_held)} times the original's; "
     f"{from_where('memory_crossover_n', 'smaller')}. A conversion keeps all keys and values, as any block may be read later, "
-    f"and adds to the cache what it chooses by, or its states. At {longest:,} tokens the cache is, of the original's: "
-    + ", ".join(f"`{rung}` {figures.number(cache_ratio(rung, longest))}" for rung in caches["rung"].unique()[1:])
+    f"and adds to the cache what it chooses by, or its states. The cache is, of the original's: "
+    + ", ".join(
+        f"`{rung}` {figures.number(cache_ratio(rung, n))} at {n:,} tokens"
+        for rung, n in caches[caches["rung"] != "original"].groupby("rung", sort=False)["n"].max().items()
+    )
     + "."
 )
 halved: dict[str, Any] = {"phase": "prefill", "dtype": "bfloat16"}
