@@ -452,15 +452,21 @@ figures.say(figures.provenance_line(result), origin)
 # %% [markdown]
 # ## Prefill
 
+
 # %% tags=["remove-input"]
+def add_claims(chart: figures.go.Figure, quantity: str) -> None:
+    """What the document states of the original and of its conversion, by length."""
+    for mechanism, symbol, name in (("standard", "circle", "original"), ("bsbr", "diamond", "conversion")):
+        points = stated_of(quantity, mechanism).dropna(subset="value")
+        figures.add_claim(chart, list(points["n"]), list(points["value"]), f"claimed: {name}", symbol)
+
+
 times = result.select("time", **PREFILL)
 times = times[times["n"] <= context]
 chart = figures.lines(
     times, "n", group="rung", title="Time to read n tokens", x_title="n (tokens)", log_x=True, log_y=True
 )
-for mechanism, symbol, name in (("standard", "circle", "original"), ("bsbr", "diamond", "conversion")):
-    points = stated_of("time", mechanism).dropna(subset="value")
-    figures.add_claim(chart, list(points["n"]), list(points["value"]), f"claimed: {name}", symbol)
+add_claims(chart, "time")
 figures.show(figures.axis_toggle(chart.update_layout(LEGEND_BELOW)), "time")
 figures.table(figures.pivot(times, "n", "rung"), caption="Seconds to read n tokens, median and interval")
 figures.table(figures.pivot(gains, "n", "rung"), caption="Times as fast as the original, same rounds")
@@ -493,9 +499,7 @@ peaks_by_n = result.select("peak_memory", **PREFILL)
 chart = figures.lines(
     peaks_by_n, "n", group="rung", title="Peak memory of reading n tokens", x_title="n (tokens)", log_x=True, log_y=True
 )
-for mechanism, symbol, name in (("standard", "circle", "original"), ("bsbr", "diamond", "conversion")):
-    points = stated_of("peak_memory", mechanism).dropna(subset="value")
-    figures.add_claim(chart, list(points["n"]), list(points["value"]), f"claimed: {name}", symbol)
+add_claims(chart, "peak_memory")
 figures.show(figures.axis_toggle(chart.update_layout(LEGEND_BELOW)), "memory")
 figures.table(figures.pivot(peaks_by_n, "n", "rung", digits=4), caption="Peak memory of prefill, MB, weights included")
 figures.table(
