@@ -17,13 +17,10 @@ import pytest
 import sphinxcontrib.katex
 import yaml
 
-from bsbr.results import published
-
 ROOT = Path(__file__).resolve().parent.parent
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
-PUBLISHED = {f"notebooks/{experiment}" for experiment in published()}
-RESULTS = [page for page in PAGES if page in PUBLISHED]  # one that has not been measured yet has nothing to show
+RESULTS = [page for page in PAGES if page.startswith("notebooks/")]
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
 BUILD_LIMIT = 180  # seconds
 
