@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from bsbr.convert import attention, interface
 from bsbr.convert.attention import Fit
@@ -94,7 +93,7 @@ def calibrate(
             say(f"layer {layer + 1} of {len(modules)}: error {was:.3f} before, {now:.3f} after")
         return attention.attend(q, k, v, None, scaling), None
 
-    with _attention(model, fit):
+    with interface.attending_by(model, fit):
         model.base_model(ids, use_cache=False)
     for layer, fitted in fits.items():
         modules[layer].bsbr_fit = fitted.to(model.device, model.dtype)
@@ -217,17 +216,3 @@ def _original(model: Any) -> Iterator[None]:
     finally:
         for module, config in zip(modules, kept, strict=True):
             module.bsbr = config
-
-
-@contextlib.contextmanager
-def _attention(model: Any, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
-    """The converted model with another function in place of attention."""
-    name = f"{interface.NAME}_calibration"
-    AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, interface.mask_forward)
-    model.set_attn_implementation(name)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        model.set_attn_implementation(interface.NAME)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -159,3 +161,17 @@ def give_layer(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any])
 
 AttentionInterface.register(NAME, attention_forward)
 AttentionMaskInterface.register(NAME, mask_forward)
+
+
+@contextlib.contextmanager
+def attending_by(model: Any, function: Callable[..., tuple[Tensor, None]]) -> Iterator[None]:
+    """A converted model with another function in place of attention, without gradients."""
+    name = f"{NAME}_other"
+    AttentionInterface.register(name, function)
+    AttentionMaskInterface.register(name, mask_forward)
+    model.set_attn_implementation(name)
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.set_attn_implementation(NAME)

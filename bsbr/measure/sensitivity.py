@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -17,14 +16,11 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
-from transformers import AttentionInterface, AttentionMaskInterface
 
 from bsbr.convert import attention, interface
 from bsbr.convert.config import ConversionConfig
 from bsbr.convert.converter import attention_modules, convert
 from bsbr.measure import similarity
-
-Attention = Callable[..., tuple[Tensor, None]]
 
 
 @torch.inference_mode()
@@ -83,7 +79,7 @@ def attention_error(model: Any, ids: Int[Tensor, "1 n"], config: ConversionConfi
         return before, None
 
     changed = convert(model, config)
-    with _attending_by(changed, compare):
+    with interface.attending_by(changed, compare):
         changed.base_model(ids, use_cache=False)
     return torch.stack(errors)
 
@@ -111,7 +107,7 @@ class _Trial:
         self.stack = contextlib.ExitStack()
 
     def __enter__(self) -> _Trial:
-        self.stack.enter_context(_attending_by(self.changed, self._attend))
+        self.stack.enter_context(interface.attending_by(self.changed, self._attend))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -160,16 +156,3 @@ def _check(ids: Tensor, config: ConversionConfig) -> None:
             f"ids: expected one row of more than {exact} tokens, which this conversion reads as the original does, "
             f"got shape {tuple(ids.shape)}"
         )
-
-
-@contextlib.contextmanager
-def _attending_by(model: Any, function: Attention) -> Iterator[None]:
-    """A converted model with another function in place of attention."""
-    name = f"{interface.NAME}_sensitivity"
-    AttentionInterface.register(name, function)
-    AttentionMaskInterface.register(name, interface.mask_forward)
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(interface.NAME)
