@@ -73,7 +73,7 @@ def conversion_speed_card(experiment: str, result: Result | None) -> str:
         return missing(experiment, "how much faster a converted model reads")
     where = {"phase": "prefill", "dtype": "float32", "rung": CONVERTED["bsbr"]["rung"]}
     gains = result.select("speedup", **where).sort_values("n")
-    gain = gains[gains["n"] <= result.provenance["parameters"].get("context", math.inf)].iloc[-1]
+    gain = gains[gains["n"] <= result.provenance["parameters"]["context"]].iloc[-1]
     label = f"as fast as the original, reading a prompt of {int(gain['n']):,} tokens"
     return cards(experiment, (gain, f"{number(gain['value'])} ×", label))
 
