@@ -24,7 +24,7 @@ POSITIONS_AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Reading:
-    """What a model makes of one text: every layer's hidden states, and the layer that turns the last into logits."""
+    """What a model makes of one text: hidden states, of all layers or the last, and what turns the last into logits."""
 
     ids: Int[Tensor, " n"]
     hidden: Float[Tensor, "layers n hidden_dim"]
@@ -60,23 +60,25 @@ class Similarity:
 
 
 @torch.inference_mode()
-def read(model: Any, ids: Int[Tensor, "1 n"]) -> Reading:
+def read(model: Any, ids: Int[Tensor, "1 n"], layers: bool = True) -> Reading:
     """One pass over a text, without a cache.
 
     Args:
         model: a causal language model of transformers.
         ids: one row of at least two tokens.
+        layers: whether the layers are to be compared; if not, the states that give the predictions are kept alone.
 
     Returns:
-        hidden states after the embedding, after each layer and, last, after the final norm.
+        hidden states after the embedding, after each layer and, last, after the final norm; or the last alone.
 
     Raises:
         ValueError: ids is not one row of two tokens or more.
     """
     if ids.ndim != 2 or ids.shape[0] != 1 or ids.shape[1] < 2:
         raise ValueError(f"ids: expected one row of two tokens or more, got shape {tuple(ids.shape)}")
-    hidden = model.base_model(ids, use_cache=False, output_hidden_states=True).hidden_states
-    return Reading(ids[0], torch.cat(hidden), model.get_output_embeddings())
+    found = model.base_model(ids, use_cache=False, output_hidden_states=layers)
+    hidden = torch.cat(found.hidden_states) if layers else found.last_hidden_state
+    return Reading(ids[0], hidden, model.get_output_embeddings())
 
 
 @torch.inference_mode()

@@ -68,8 +68,7 @@ def training_texts(most: int) -> list[str]:
     """The speeches that are in no part of the split, or `most` of them."""
     kept = {key for part in (sources.read_pin("speeches").split or {}).values() for key in part}
     texts = [speech.text for speech in sources.load_speeches() if speech.key not in kept]
-    count = min(most, len(texts))
-    return [texts[i * len(texts) // count] for i in range(count)]
+    return sources.evenly(texts, min(most, len(texts)))
 
 
 def train(profile: str, report: Callable[[str], None] = print) -> Path:

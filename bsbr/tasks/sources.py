@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,11 @@ def pin_path(name: str) -> Path:
     if not path.is_file():
         raise ValueError(f"name: expected one of {source_names()}, got {name!r}")
     return path
+
+
+def evenly(items: Sequence[Any], count: int) -> list[Any]:
+    """`count` of the items, evenly spaced: speeches of every age, however few."""
+    return [items[i * len(items) // count] for i in range(count)]
 
 
 def source_names() -> list[str]:

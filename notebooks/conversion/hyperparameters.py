@@ -183,22 +183,16 @@ def ids_of(document: str, n: int) -> torch.Tensor:
     return ids.to(device)
 
 
-def last_layer(model: PreTrainedModel, ids: torch.Tensor) -> similarity.Reading:
-    """A reading without the layers between: what is compared here are predictions."""
-    found = similarity.read(model, ids)
-    return replace(found, hidden=found.hidden[-1:].clone())
-
-
 @functools.lru_cache(maxsize=1)
 def original_reading(n: int, document: str) -> similarity.Reading:
-    return last_layer(original()[0], ids_of(document, n))
+    return similarity.read(original()[0], ids_of(document, n), layers=False)
 
 
 def read(n: int, document: str, setting: str) -> list[dict]:
     """One setting's reading of one text beside the original's."""
     before = original_reading(n, document)
     found = similarity.compare(
-        before, before if setting == "original" else last_layer(model_of(setting), before.ids[None])
+        before, before if setting == "original" else similarity.read(model_of(setting), before.ids[None], layers=False)
     )
     rows = [row("perplexity", found.perplexity), row("next_token_accuracy", found.next_token_accuracy)]
     if setting == "original":
@@ -279,11 +273,6 @@ speeches = [speech.key for speech in sources.load_speeches("held_out")]
 lengths = list(settings["settings"])
 
 
-def evenly(items: list[str], count: int) -> list[str]:
-    """`count` of the items, evenly spaced: speeches of every age, however few."""
-    return [items[i * len(items) // count] for i in range(count)]
-
-
 sweep = Sweep(
     "conversion/hyperparameters",
     target=target,
@@ -313,7 +302,7 @@ read_rows = sweep.measure(
     [
         {"n": n, "document": document, "setting": setting}
         for n, names in settings["settings"].items()
-        for document in evenly(speeches, settings["documents"][n])
+        for document in sources.evenly(speeches, settings["documents"][n])
         for setting in ["original", *names]
     ],
     read,

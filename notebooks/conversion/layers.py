@@ -202,17 +202,12 @@ def order_of(rows: pd.DataFrame) -> tuple[int, ...]:
     return tuple(int(layer) for layer in by_layer.sort_values(kind="stable").index)
 
 
-def evenly(items: Sequence, count: int) -> list:
-    """`count` of the items, evenly spaced."""
-    return [items[i * len(items) // count] for i in range(count)]
-
-
 ORDER = order_of(layers_measured)  # what is read below depends on it
 
 
 def chosen_layers(chosen: str, converted: int) -> tuple[int, ...]:
     choices = {"least": ORDER[:converted], "most": ORDER[len(ORDER) - converted :]}
-    return tuple(choices[chosen]) if chosen in choices else tuple(evenly(sorted(ORDER), converted))
+    return tuple(choices[chosen]) if chosen in choices else tuple(sources.evenly(sorted(ORDER), converted))
 
 
 def conversion(chosen: str = "all", converted: int = 0, original_below: int = 0) -> object:
@@ -220,21 +215,15 @@ def conversion(chosen: str = "all", converted: int = 0, original_below: int = 0)
     return convert(original()[0], replace(RUNGS[best], layers=layers, original_below=original_below))
 
 
-def last_layer(model: object, ids: torch.Tensor) -> similarity.Reading:
-    """A reading that keeps the last hidden states only: layers are not compared here."""
-    reading = similarity.read(model, ids)
-    return replace(reading, hidden=reading.hidden[-1:].clone())
-
-
 @functools.lru_cache(maxsize=1)
 def original_reading(document: str, n: int) -> similarity.Reading:
-    return last_layer(original()[0], ids_of(document, n))
+    return similarity.read(original()[0], ids_of(document, n), layers=False)
 
 
 def measure_quality(phase: str, rung: str, n: int, document: str, **how: object) -> list[dict]:
     """A partly converted model's reading of one text beside the original's."""
     before = original_reading(document, n)
-    found = similarity.compare(before, last_layer(conversion(**how), before.ids[None]))
+    found = similarity.compare(before, similarity.read(conversion(**how), before.ids[None], layers=False))
     return [
         row("perplexity_ratio", found.perplexity_ratio),
         row("top_1_agreement", found.agreement[1]),
@@ -269,7 +258,7 @@ def measure_speed(rung: str, n: int, document: str) -> list[dict]:
 
 # %% tags=["hide-input", "remove-output"]
 count = original()[0].config.num_hidden_layers
-held_out = evenly(list(texts("held_out")), settings["documents"])
+held_out = sources.evenly(list(texts("held_out")), settings["documents"])
 everything = {"chosen": "all", "converted": count}
 choices = [{"chosen": name, "converted": k} for name, counts in settings["choices"].items() for k in counts]
 budget_cells = [

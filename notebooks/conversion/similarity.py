@@ -252,14 +252,9 @@ def measure(model: str, dtype: str, kind: str, n: int, document: str, rung: str)
     ]
 
 
-def evenly(items: list[str], count: int) -> list[str]:
-    """`count` of the items, evenly spaced: speeches of every age, however few."""
-    return [items[i * len(items) // count] for i in range(count)]
-
-
 def all_with_the_default(documents: list[str]) -> list[tuple[list[str], list[str]]]:
     """Documents and their rungs: few are read by several rungs, all by the default one."""
-    few = evenly(documents, settings["few"])
+    few = sources.evenly(documents, settings["few"])
     return [(few, settings["some"]), ([document for document in documents if document not in few], ["top-16"])]
 
 
@@ -277,17 +272,21 @@ groups = [  # where, documents, rungs
     *(
         (SMOLLM2 | {"kind": kind, "n": settings["sample"]}, *part)
         for kind, texts in {"speech": samples, "e-mail": mails}.items()
-        for part in all_with_the_default(evenly(texts, settings["samples"]))
+        for part in all_with_the_default(sources.evenly(texts, settings["samples"]))
     ),
-    (SMOLLM2 | {"kind": "speech", "n": settings["long"]}, evenly(held_out, settings["speeches"]), settings["rungs"]),
+    (
+        SMOLLM2 | {"kind": "speech", "n": settings["long"]},
+        sources.evenly(held_out, settings["speeches"]),
+        settings["rungs"],
+    ),
     (
         {"model": "SmolLM2", "dtype": "bfloat16", "kind": "speech", "n": settings["long"]},
-        evenly(held_out, settings["halved"]),
+        sources.evenly(held_out, settings["halved"]),
         ["top-16"],
     ),
     (
         {"model": "GPT-2", "dtype": "float32", "kind": "speech", "n": settings["sample"]},
-        evenly(samples, settings["gpt2_documents"]),
+        sources.evenly(samples, settings["gpt2_documents"]),
         settings["rungs"],
     ),
 ]
