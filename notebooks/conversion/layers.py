@@ -388,12 +388,12 @@ figures.say(
 figures.say(claims.line(result), claimed)
 
 LEGEND_BELOW = {"legend": {"orientation": "h", "y": -0.25, "yanchor": "top"}, "height": 460}
-chart = figures.bars(
+chart = figures.lines(
     by_layer, "layer", group="rung", x_title="the one layer that is converted",
     title=f"KL divergence from the original when one layer is converted, {settings['layer_n']:,} tokens",
     log_y=True,
 )  # fmt: skip
-figures.show(chart.update_layout(LEGEND_BELOW).update_xaxes(type="category"), "layers", main_chart)
+figures.show(chart.update_layout(LEGEND_BELOW), "layers", main_chart)
 figures.say(figures.provenance_line(result), origin)
 
 # %% [markdown]
