@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 import bsbr.convert
 from bsbr.convert import ConversionConfig, attention, calibrate, convert, from_pretrained, least_sensitive
 from bsbr.convert.__main__ import main
+from bsbr.convert.converter import attention_modules, output_projection
 from bsbr.convert.memory import cache_bytes
 
 transformers_logging.set_verbosity_error()
@@ -217,6 +218,15 @@ def test_calibrating_brings_attention_nearer_to_the_original() -> None:
     assert all(pair is not None and pair[1] < pair[0] for pair in found.error)
     assert found.original_perplexity and found.perplexity_before and found.perplexity_after
     assert found.gap_closed is not None
+
+
+@architectures
+def test_the_error_that_is_fitted_is_that_of_the_projected_heads(kind: str) -> None:
+    for module in attention_modules(original(kind)):
+        matrix = output_projection(module)
+        project = next(getattr(module, name) for name in ("o_proj", "c_proj", "dense") if hasattr(module, name))
+        heads = torch.randn(3, matrix.shape[0], dtype=matrix.dtype)
+        torch.testing.assert_close(heads @ matrix, project(heads) - project(torch.zeros_like(heads)))
 
 
 def test_calibration_that_cannot_be_is_refused() -> None:

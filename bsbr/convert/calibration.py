@@ -15,19 +15,20 @@ from torch import Tensor, nn
 from bsbr.convert import attention, interface
 from bsbr.convert.attention import Fit
 from bsbr.convert.config import ConversionConfig
-from bsbr.convert.converter import attention_modules, convert
+from bsbr.convert.converter import attention_modules, convert, output_projection
 from bsbr.measure import similarity
 
 LEARNING_RATE = 0.05
-ROWS_A_STEP = 256  # queries that one step of the fit looks at
+ROWS_A_STEP = 256  # queries of one document that one step of the fit looks at
+ALL = slice(None)
 
 
 @dataclass(frozen=True)
 class Calibration:
     """What calibrating a model brought.
 
-    `error` holds, layer by layer (None where nothing was fitted), the squared error of the attention outputs of
-    tokens that have far text, relative to leaving the far text out: before and after, on the documents fitted to.
+    `error` holds, layer by layer (None where nothing was fitted), the squared error of attention's outputs, projected,
+    at tokens that have far text, relative to leaving the far text out: before and after, on the documents fitted to.
     The perplexities are means over the held-out documents, None if there were none.
     """
 
@@ -49,21 +50,24 @@ def calibrate(
     model: Any,
     documents: Sequence[Int[Tensor, "1 n"]],
     held_out: Sequence[Int[Tensor, "1 n"]] = (),
-    steps: int = 10,
+    steps: int = 100,
     report: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Fit how states are read, layer by layer, so that attention comes out as the original's. Changes `model`.
 
     One pass over the documents with the original attention gives every layer its queries, keys and values. In each,
-    a head's centre starts as its mean query over the tokens that have far text, which does most. From there centre,
-    gate and temperature are fitted by Adam to the outputs of full attention. The weights stay as they are.
+    a head's centre starts as its mean query over the tokens that have far text. From there centre, gate and
+    temperature are fitted by Adam to the outputs of full attention, all heads together: the error is that of what the
+    layer's output projection makes of them. The weights stay as they are.
 
     Args:
         model: a converted model whose retrieval is `"states"` or `"both"`.
-        documents: token ids, a row each, all longer than the local window and the longer the better; they are cut to
-            the shortest. A few of the kind that the model is to read are enough.
+        documents: token ids, a row each, all longer than the local window; they are cut to the shortest. A few of the
+            kind that the model is to read are enough, and as long as it is to read: a head's mean query moves with
+            the length.
         held_out: other documents, on which the gain is reported.
-        steps: of Adam in each layer; with 0 the centre is the mean query, and nothing else is fitted.
+        steps: of Adam in each layer, each on some queries of one document; with 0 the centre is the mean query, and
+            nothing else is fitted.
         report: is told about progress in sentences.
 
     Raises:
@@ -88,7 +92,7 @@ def calibrate(
         layer = modules.index(module)
         scaling = settings.get("scaling") or q.shape[3] ** -0.5
         if module.bsbr is not None:
-            fits[layer], errors[layer] = _fit_layer(q, k, v, config, scaling, steps)
+            fits[layer], errors[layer] = _fit_layer(q, k, v, output_projection(module), config, scaling, steps)
             was, now = errors[layer]
             say(f"layer {layer + 1} of {len(modules)}: error {was:.3f} before, {now:.3f} after")
         return attention.attend(q, k, v, None, scaling), None
@@ -104,41 +108,43 @@ def calibrate(
 
 
 def _fit_layer(
-    q: Tensor, k: Tensor, v: Tensor, config: ConversionConfig, scaling: float, steps: int
+    q: Tensor, k: Tensor, v: Tensor, mix: Tensor, config: ConversionConfig, scaling: float, steps: int
 ) -> tuple[Fit, tuple[float, float]]:
-    """The fit of one layer, and its errors on the same queries before and after."""
+    """The fit of one layer, and its errors on the same queries before and after. `mix` is its output projection."""
     config = replace(config, original_below=0)
-    q, k, v = (attention.wide(x.detach()) for x in (q, k, v))
+    q, k, v, mix = (attention.wide(x.detach()) for x in (q, k, v, mix))
     size, start = config.chunk_size, config.window
     end, rows = k.shape[2] // size * size, max(1, ROWS_A_STEP // size) * size
-    pieces = [(a, min(a + rows, end)) for a in range(start, end, rows)]
     meta = attention.block_sums(q, k, config) if config.retrieval == "both" else None
     fit = Fit(q.shape[1], q.shape[3]).to(q)
     fit.query.data = q[:, :, start:].mean((0, 2))
 
-    def read(config: ConversionConfig | None, piece: tuple[int, int], fit: Fit | None = None) -> Tensor:
-        """Attention outputs of a piece's queries."""
-        a, b = piece
-        return attention.attend(q[:, :, a:b], k[:, :, :b], v[:, :, :b], config, scaling, meta, fit=fit)
+    def read(config: ConversionConfig | None, a: int, b: int, fit: Fit | None = None, document: slice = ALL) -> Tensor:
+        """Attention outputs of the queries a … b−1."""
+        sums = None if meta is None else attention.Meta(*(x[document] for x in meta))
+        q_now, k_now, v_now = q[document, :, a:b], k[document, :, :b], v[document, :, :b]
+        return attention.attend(q_now, k_now, v_now, config, scaling, sums, fit=fit)
 
-    def mean_error(config: ConversionConfig, fit: Fit | None) -> float:
-        return sum(float((read(config, p, fit) - aims[p]).square().mean()) for p in pieces) / len(pieces)
+    def error(found: Tensor, aim: Tensor) -> Tensor:
+        return ((found - aim).flatten(2) @ mix).square().mean()
 
     with torch.no_grad():
-        aims = {piece: read(None, piece) for piece in pieces}
-        nothing = mean_error(replace(config, retrieval="none", compression_factor=None), None)
-        scale = max(nothing, torch.finfo(q.dtype).tiny)
-        before = mean_error(config, None) / scale
+        aims = read(None, 0, end)[:, start:]
+        nothing = error(read(replace(config, retrieval="none", compression_factor=None), start, end), aims)
+        scale = max(float(nothing), torch.finfo(q.dtype).tiny)
+        before = float(error(read(config, start, end), aims)) / scale
     adam = torch.optim.Adam(fit.parameters(), lr=LEARNING_RATE)
+    pieces = [(slice(d, d + 1), a, min(a + rows, end)) for d in range(q.shape[0]) for a in range(start, end, rows)]
+    order = torch.randperm(len(pieces), generator=torch.Generator().manual_seed(0)).tolist()
     for step in range(steps):
-        piece = pieces[step % len(pieces)]
+        document, a, b = pieces[order[step % len(pieces)]]
         with torch.enable_grad():
-            loss = (read(config, piece, fit) - aims[piece]).square().mean() / scale
+            loss = error(read(config, a, b, fit, document), aims[document, a - start : b - start]) / scale
         adam.zero_grad()
         loss.backward()
         adam.step()
     with torch.no_grad():
-        after = mean_error(config, fit) / scale
+        after = float(error(read(config, start, end, fit), aims)) / scale
     return fit, (before, after)
 
 

@@ -7,12 +7,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from bsbr.convert import interface, loading
 from bsbr.convert.attention import Fit
 from bsbr.convert.config import ConversionConfig
 
+OUTPUT_PROJECTIONS = ("o_proj", "c_proj", "dense")  # of the Llama-like, of GPT-2, of GPT-NeoX
 FIT = "bsbr_fit"  # what an attention module calls what was fitted in it
 
 
@@ -57,6 +60,12 @@ def convert(model: Any, config: ConversionConfig | None = None) -> Any:
 def attention_modules(model: nn.Module) -> list[nn.Module]:
     """The modules of a model that call transformers' attention interface, in order of layer."""
     return [module for module in model.modules() if type(module).__name__.endswith("Attention")]
+
+
+def output_projection(module: nn.Module) -> Float[Tensor, "heads*head_dim hidden_dim"]:
+    """The matrix, without its bias, through which an attention module passes what its heads have read."""
+    project = next(getattr(module, name) for name in OUTPUT_PROJECTIONS if hasattr(module, name))
+    return project.weight if isinstance(project, Conv1D) else project.weight.T
 
 
 def from_pretrained(folder: str | Path, **settings: Any) -> Any:

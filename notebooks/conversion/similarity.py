@@ -113,17 +113,20 @@ PROFILES = {
     "tiny": {
         "long": 384, "speeches": 1, "samples": 1, "sample": 300, "rungs": ["local", "top-16"], "some": ["top-16"], "few": 1,
         "gpt2": "tiny",
-        "gpt2_documents": 1, "halved": 0, "fit_documents": 1, "fit_tokens": 512, "fit_steps": 1,
+        "gpt2_documents": 1, "halved": 0, "context": 512, "context_documents": 1,
+        "fit_documents": 1, "fit_tokens": 512, "fit_steps": 1,
     },
     "quick": {
         "long": 1024, "speeches": 0, "samples": 2, "sample": 1024, "rungs": [], "some": ["neighbours", "fine states", "top-16"], "few": 2,
         "gpt2": "",
-        "gpt2_documents": 0, "halved": 0, "fit_documents": 4, "fit_tokens": 2048, "fit_steps": 10,
+        "gpt2_documents": 0, "halved": 0, "context": 8192, "context_documents": 0,
+        "fit_documents": 3, "fit_tokens": 4096, "fit_steps": 100,
     },
     "full": {
         "long": 4096, "speeches": 4, "samples": 50, "sample": 1024, "rungs": list(RUNGS),
         "some": ["neighbours", "fine states", "fine states, calibrated", "top-16"], "few": 6, "gpt2": "full",
-        "gpt2_documents": 8, "halved": 4, "fit_documents": 2, "fit_tokens": 2048, "fit_steps": 10,
+        "gpt2_documents": 8, "halved": 4, "context": 8192, "context_documents": 4,
+        "fit_documents": 3, "fit_tokens": 4096, "fit_steps": 100,
     },
 }  # fmt: skip
 FEWEST_FOR_INTERVAL = 4  # documents; from fewer, Student's t gives bounds that no perplexity can take
@@ -280,6 +283,11 @@ groups = [  # where, documents, rungs
         settings["rungs"],
     ),
     (
+        SMOLLM2 | {"kind": "speech", "n": settings["context"]},
+        sources.evenly(held_out, settings["context_documents"]),
+        ["top-16"],
+    ),
+    (
         {"model": "SmolLM2", "dtype": "bfloat16", "kind": "speech", "n": settings["long"]},
         sources.evenly(held_out, settings["halved"]),
         ["top-16"],
@@ -323,11 +331,26 @@ def time_calibration(phase: str, model: str, rung: str) -> list[dict]:
     return [row("time", time.perf_counter() - begin, samples=1)]
 
 
+def train_gpt2(phase: str, model: str) -> list[dict]:
+    """The model is left in the cache, which remembers how it was trained."""
+    small_gpt2.train(settings["gpt2"])
+    record = small_gpt2.record(settings["gpt2"])
+    parameters = original(model)[0].num_parameters()
+    return [
+        row("parameters", parameters),
+        row("trained_tokens", record["tokens"]),
+        row("time", record["seconds"], samples=1),
+    ]
+
+
 fitted = [rung for _, rung in PAIRS if any(cell["rung"] == rung for cell in cells)]
 timed = [
     sweep.measure([{"phase": "calibration", "model": "SmolLM2", "rung": rung} for rung in fitted], time_calibration)
     if fitted
-    else pd.DataFrame()
+    else pd.DataFrame(),
+    sweep.measure([{"phase": "training", "model": "GPT-2"}], train_gpt2)
+    if settings["gpt2_documents"]
+    else pd.DataFrame(),
 ]
 read = sweep.measure(cells, measure)
 
@@ -367,14 +390,15 @@ def closed(rows: pd.DataFrame) -> list[dict]:
         for before, after in PAIRS:
             if after not in by_rung or before not in by_rung:
                 continue
-            pair = (by_rung[before].to_numpy(float), by_rung[after].to_numpy(float))
+            both = by_rung[[before, after]].dropna()  # not every document is read by these rungs
+            pair = (both[before].to_numpy(float), both[after].to_numpy(float))
             low = high = None
-            if len(by_rung) >= FEWEST_FOR_INTERVAL:
+            if len(both) >= FEWEST_FOR_INTERVAL:
                 interval = bootstrap(pair, gap_closed, paired=True, method="percentile", rng=0).confidence_interval
                 low, high = (float(end) for end in interval)
             at = dict(zip(WHERE, where, strict=True))
             found.append(
-                row("gap_closed", float(gap_closed(*pair)), low=low, high=high, samples=len(by_rung), rung=after, **at)
+                row("gap_closed", float(gap_closed(*pair)), low=low, high=high, samples=len(both), rung=after, **at)
             )
     return found
 
@@ -393,6 +417,7 @@ LONG = {"model": "SmolLM2", "dtype": "float32", "kind": "speech", "n": shown_n}
 SAMPLES = {"model": "SmolLM2", "dtype": "float32", "kind": "all", "n": settings["sample"]}
 SMALL = {"model": "GPT-2", "dtype": "float32", "kind": "speech", "n": settings["sample"]}
 HALVED = {"model": "SmolLM2", "dtype": "bfloat16", "kind": "speech", "n": settings["long"]}
+CONTEXT = {"model": "SmolLM2", "dtype": "float32", "kind": "speech", "n": settings["context"]}
 MEAN = {name: None for name in ("document", "statistic", "phase", *PARTS) if name in result.table}
 best = next(rung for rung, config in RUNGS.items() if config == ConversionConfig())
 
@@ -423,8 +448,14 @@ figures.say(
     f"{settings['sample']:,} tokens, speeches and e-mails, it is {shown('perplexity_ratio', best, SAMPLES)} times and "
     f"{shown('top_1_agreement', best, SAMPLES)} %. The rung that comes closest, `{closest}`, is at "
     f"{shown('perplexity_ratio', closest)} times and {shown('top_1_agreement', closest)} %; with `{least}`, perplexity is "
-    f"{shown('perplexity_ratio', least)} times the original's. What it costs and brings in time stands under "
-    f"[speed and memory](speed_and_memory.ipynb).",
+    f"{shown('perplexity_ratio', least)} times the original's. "
+    + (
+        f"Over the {settings['context']:,} tokens of the whole context, `{best}` is at "
+        f"{shown('perplexity_ratio', best, CONTEXT)} times and {shown('top_1_agreement', best, CONTEXT)} %. "
+        if settings["context_documents"]
+        else ""
+    )
+    + "What it costs and brings in time stands under [speed and memory](speed_and_memory.ipynb).",
     answer,
 )
 figures.say(claims.line(result), claimed)
@@ -486,15 +517,27 @@ figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 if settings["gpt2_documents"]:
-    record = small_gpt2.record(settings["gpt2"])
+    training = result.select("trained_tokens").iloc[0], result.select("parameters", model="GPT-2").iloc[0]
+    tokens, parameters = (int(found["value"]) for found in training)
+    took = result.value("time", phase="training")
     figures.say(
-        f"A GPT-2 of {original('GPT-2')[0].num_parameters():,} parameters, trained on {record['tokens']:,} tokens of "
-        f"speeches in {record['steps']:,} steps."
+        f"A GPT-2 of {parameters:,} parameters, trained on {tokens:,} tokens of speeches in {figures.number(took / 60)} "
+        f"minutes."
     )
     summary(SMALL, f"GPT-2, {settings['sample']:,} tokens of {count(SMALL)} held-out speeches")
     figures.show_provenance(result)
 else:
     figures.say("It is trained in the full profile only.")
+
+# %% [markdown]
+# ## At the whole length of the model's context
+
+# %% tags=["remove-input"]
+if settings["context_documents"]:
+    summary(CONTEXT, f"SmolLM2, {settings['context']:,} tokens of {count(CONTEXT)} held-out speeches")
+    figures.show_provenance(result)
+else:
+    figures.say("It is measured in the full profile only.")
 
 # %% [markdown]
 # ## In bfloat16
