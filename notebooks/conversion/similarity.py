@@ -120,13 +120,13 @@ PROFILES = {
         "long": 1024, "speeches": 0, "samples": 2, "sample": 1024, "rungs": [], "some": ["neighbours", "fine states", "top-16"], "few": 2,
         "gpt2": "",
         "gpt2_documents": 0, "halved": 0, "context": 8192, "context_documents": 0,
-        "fit_documents": 3, "fit_tokens": 4096, "fit_steps": 100,
+        "fit_documents": 8, "fit_tokens": 4096, "fit_steps": 200,
     },
     "full": {
         "long": 4096, "speeches": 4, "samples": 50, "sample": 1024, "rungs": list(RUNGS),
         "some": ["neighbours", "fine states", "fine states, calibrated", "top-16"], "few": 6, "gpt2": "full",
         "gpt2_documents": 8, "halved": 4, "context": 8192, "context_documents": 4,
-        "fit_documents": 3, "fit_tokens": 4096, "fit_steps": 100,
+        "fit_documents": 8, "fit_tokens": 4096, "fit_steps": 200,
     },
 }  # fmt: skip
 FEWEST_FOR_INTERVAL = 4  # documents; from fewer, Student's t gives bounds that no perplexity can take
