@@ -540,6 +540,8 @@ claims.table(result)
 #   `bsbr.convert.least_sensitive` takes any measured sensitivity.
 # - With chunks as long as the default's, the question mostly lies in the chunk that reads and not in the one that chooses.
 #   Try `chunk_size` in `TOP_K`: what does it cost, and what does it find?
+# - An earlier setting, with blocks of eight, was tried on the same held-out prompts and found fewer. The blocks of four
+#   were chosen on development speeches, but not without knowing that.
 # - Each layer is tried alone. Layers that can stand in for each other show little, and lose more together.
 # - Trials are single passes over the prompt. The time of writing the answer, and the memory of the cache, stand under
 #   [speed and memory](speed_and_memory.ipynb).
