@@ -148,7 +148,7 @@ PROFILES: dict[str, dict[str, Any]] = {
             ("float32", 12288): Timing(BEST, 1),
             ("bfloat16", 1024): Timing(BEST, 2, 1), ("bfloat16", 4096): Timing(BEST, 2), ("bfloat16", 8192): Timing(BEST, 2, 1),
         },
-        "memory": {128: ALL, 512: ALL, 1024: ALL, 4096: BEST, 8192: BEST},
+        "memory": {128: ALL, 512: ALL, 1024: ALL, 2048: ALL, 4096: BEST, 8192: BEST},
         "new_tokens": 16, "context": 8192, "layers": None, "ranges": [(128, 1024), (1024, 8192)],
     },
 }  # fmt: skip
