@@ -517,8 +517,7 @@ figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 if settings["gpt2_documents"]:
-    training = result.select("trained_tokens").iloc[0], result.select("parameters", model="GPT-2").iloc[0]
-    tokens, parameters = (int(found["value"]) for found in training)
+    tokens, parameters = (int(result.value(name)) for name in ("trained_tokens", "parameters"))
     took = result.value("time", phase="training")
     figures.say(
         f"A GPT-2 of {parameters:,} parameters, trained on {tokens:,} tokens of speeches in {figures.number(took / 60)} "
