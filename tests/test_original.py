@@ -1,25 +1,22 @@
-"""The original implementation in its own process, and what is measured of it."""
+"""The original implementation as a model to measure, and what is found of it."""
 
 from __future__ import annotations
-
-import json
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from bsbr import MECHANISMS, ModelConfig, TransformerLM
-from bsbr.measure.original import Original, future_influence
-from bsbr.tasks import sources
+from bsbr import MECHANISMS, ModelConfig, TransformerLM, sources
+from bsbr.studies.original import Original, future_influence
 
 SIZES = {"vocab_size": 50, "hidden_dim": 32, "num_layers": 2, "num_heads": 2, "chunk_size": 16, "ff_dim": 32}
 
 
 @pytest.fixture(scope="module")
 def original() -> Original:
+    torch.manual_seed(0)
     try:
-        with Original(json.dumps(SIZES), 1) as running:
-            yield running
+        return Original(**SIZES).eval()
     except sources.SourceError as error:
         pytest.skip(str(error))
 
@@ -47,23 +44,21 @@ def test_none_of_ours_sees_the_future(name: str) -> None:
 
 
 def test_the_original_sees_the_future(original: Original) -> None:
-    found = original.future_influence(60, 37)
+    with torch.inference_mode():
+        found = future_influence(original.encode, 50, 60, 37)
     assert len(found) == 60
     assert max(found[:16]) > 0, "earlier chunks retrieve later ones"
     assert max(found[32:37]) > 0, "a token sees the later ones of its own chunk"
 
 
-def test_the_original_reads_continues_and_tells_its_memory(original: Original) -> None:
-    original.run("encode", 64)
-    original.run("generate", 32)
-    peak = original.resident_peak(1024)
-    assert peak.peak > peak.before > 50e6
-    assert peak.added > 2 * 1024**2 * 4  # two heads' scores, n × n numbers of four bytes
+def test_the_original_is_not_this_package(original: Original) -> None:
+    assert type(original.model).__module__ == "original_bsbr"
+    assert not isinstance(original.model, TransformerLM)
 
 
-def test_an_original_that_was_ended_is_out_of_memory_and_one_that_failed_is_not(original: Original) -> None:
-    with Original(json.dumps(SIZES), 1) as ended, pytest.raises(MemoryError, match=r"the system ended .* encode 64"):
-        ended._process.kill()
-        ended._ask("encode", 64)
-    with Original(json.dumps(SIZES), 1) as failed, pytest.raises(RuntimeError, match=r"failed: .* dance 3"):
-        failed._ask("dance", 3)
+def test_the_original_continues_by_its_most_likely_tokens(original: Original) -> None:
+    ids = torch.randint(50, (1, 20), generator=torch.Generator().manual_seed(0))
+    found = original.generate(ids, 3)
+    assert torch.equal(found[:, :20], ids) and found.shape == (1, 23)
+    with torch.inference_mode():
+        assert found[0, 20] == original(ids)[0, -1].argmax() and found[0, 21] == original(found[:, :21])[0, -1].argmax()

@@ -1,1 +1,1 @@
-"""How things are measured: one timer, one fit, one description of the machine."""
+"""Instruments: one timer, one memory meter, one counter of operations, one description of use."""

@@ -9,8 +9,7 @@ for the pairs of tokens that a causal mask lets through, which is the work to be
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -18,8 +17,6 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
-
-from bsbr.model import ModelConfig, TransformerLM
 
 aten = torch.ops.aten
 ROWS_AT_ONCE = 256  # a fused kernel multiplies blocks of rows: the matrix of all scores never exists
@@ -39,39 +36,72 @@ class Product(NamedTuple):
 
 
 class Passes(NamedTuple):
-    """Operations of the forward pass, and of the gradients of all weights behind it."""
+    """Operations of the forward pass, and of the gradients of all weights behind it.
 
-    forward: int
-    backward: int
+    Examples:
+        >>> from bsbr.measure.flops import Passes
+        >>> passes = Passes(forward=12000, backward=24000)
+        >>> sum(passes)
+        36000
+    """
+
+    forward: int  # operations of the forward pass
+    backward: int  # of the gradients
 
 
 def count(run: Callable[[], object]) -> int:
-    """Floating-point operations of all matrix products in one call of `run`."""
+    """Floating-point operations of all matrix products in one call of `run`.
+
+    Args:
+        run: the call.
+
+    Examples:
+        >>> import torch
+        >>> from bsbr.measure import flops
+        >>> flops.count(lambda: torch.ones(10, 20) @ torch.ones(20, 30))
+        12000
+    """
     with FlopCounterMode(display=False, custom_mapping=_RULES) as counter:
         run()
     return int(counter.get_total_flops())
 
 
-def count_passes(config: ModelConfig, n: int) -> Passes:
-    """Operations of `TransformerLM.encode` on one row of n tokens, and of the gradients of the sum of its outputs.
+def count_passes(forward: Callable[[], Tensor]) -> Passes:
+    """Operations of one call of `forward`, and of the gradients of the sum of what it returns.
 
-    The tensors have shapes and no numbers, so any size is counted without its memory and without its arithmetic. All
-    products are the layers', and layers are alike: one is counted.
+    The tensors have shapes and no numbers, so any size is counted without its memory and without its arithmetic. That
+    holds for tensors made inside the call, which must therefore make its model, and look at no values.
+
+    Args:
+        forward: makes its model and returns what that gives.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from bsbr.measure import flops
+        >>> flops.count_passes(lambda: nn.Linear(20, 30)(torch.ones(10, 20)))
+        Passes(forward=12000, backward=12000)
     """
-    with FakeTensorMode():
-        model, ids = TransformerLM(replace(config, num_layers=1)), torch.zeros(1, n, dtype=torch.int64)
-        with FlopCounterMode(display=False, custom_mapping=_RULES) as counter:
-            out = model._encode(ids)  # `encode` would look at the ids, which have no values
-            forward = int(counter.get_total_flops())
-            out.sum().backward()
-        backward = int(counter.get_total_flops()) - forward
-    return Passes(config.num_layers * forward, config.num_layers * backward)
+    with FakeTensorMode(), FlopCounterMode(display=False, custom_mapping=_RULES) as counter:
+        out = forward()
+        ahead = int(counter.get_total_flops())
+        out.sum().backward()
+    return Passes(ahead, int(counter.get_total_flops()) - ahead)
 
 
 def products(run: Callable[[], object]) -> dict[Product, int]:
     """The matrix products in one call of `run`: each shape with the operations spent on it.
 
     Attention stands as its two products over blocks of rows, with the operations that the causal mask leaves.
+
+    Args:
+        run: the call.
+
+    Examples:
+        >>> import torch
+        >>> from bsbr.measure import flops
+        >>> flops.products(lambda: torch.ones(10, 20) @ torch.ones(20, 30))
+        {Product(batch=1, rows=10, inner=20, columns=30): 12000}
     """
     with _Recorder() as recorder:
         run()
@@ -87,6 +117,13 @@ def alone(spent: Mapping[Product, int]) -> Callable[[], None]:
 
     Args:
         spent: operations a shape, as `products` returns them.
+
+    Examples:
+        >>> import torch
+        >>> from bsbr.measure import flops
+        >>> work = lambda: torch.ones(10, 20) @ torch.ones(20, 30)
+        >>> flops.count(flops.alone(flops.products(work)))
+        12000
     """
     parts = []
     for shape, flops in spent.items():
@@ -200,156 +237,4 @@ _RULES = {
         aten._scaled_dot_product_flash_attention_for_cpu_backward,
         aten.linalg_solve_triangular,
     )
-}
-
-
-# -- The formula ----------------------------------------------------------------------------------
-
-
-def expected(config: ModelConfig, n: int) -> int:
-    """Operations of `TransformerLM.encode` on one row of n tokens, from the sizes alone.
-
-    What the counter is checked against. Written for the options of `ModelConfig` that are set by default.
-    """
-    mix, feed = _MIXING[config.mechanism](config, n), 4 * n * config.hidden_dim * config.ff_dim
-    return config.num_layers * (mix + feed)
-
-
-def expected_backward(config: ModelConfig, n: int) -> int:
-    """Operations of the gradients that `count_passes` counts, from the sizes alone.
-
-    The gradients of a product are two products of its size, so it is twice the forward pass but for three things: fused
-    attention makes five products for two, a triangular solve is followed by a whole product, and constants, as well as
-    what no output depends on, have no gradient.
-    """
-    return 2 * expected(config, n) + config.num_layers * _BEYOND_TWICE[config.mechanism](config, n)
-
-
-def _whole(n: int, size: int) -> int:
-    """n rounded up to a multiple of `size`."""
-    return -(-n // size) * size
-
-
-def _projections(config: ModelConfig, n: int) -> int:
-    return 2 * n * config.hidden_dim * 4 * config.hidden_dim
-
-
-def _causal(config: ModelConfig, n: int) -> int:
-    return 2 * n * (n + 1) * config.hidden_dim
-
-
-def _pieces(n: int, chunk_size: int) -> Iterator[tuple[int, int]]:
-    """The chunks, and the tokens of one, in each of the pieces of 32 chunks that a scan takes in turn."""
-    for start in range(0, n, 32 * chunk_size):
-        tokens = min(n - start, 32 * chunk_size)
-        yield -(-tokens // min(chunk_size, tokens)), min(chunk_size, tokens)
-
-
-def _hopfield(config: ModelConfig, n: int) -> int:
-    return _projections(config, n) + config.num_steps * _causal(config, n)
-
-
-def _bsbr(config: ModelConfig, n: int) -> int:
-    size, d, p = config.chunk_size, config.hidden_dim, config.hidden_dim // config.num_heads
-    meta = 4 * (n // size) * d * d
-    if n <= size:
-        return _projections(config, n) + _causal(config, n) + meta
-    padded = _whole(n, size)
-    retrieving = padded // size - 1
-    states, read = 2 * retrieving * size * p * d, 2 * padded * p * d
-    mixing = 2 * retrieving**2 * d + 2 * retrieving**2 * p * d
-    return _projections(config, n) + padded // size * _causal(config, size) + meta + states + mixing + read
-
-
-def _linear(config: ModelConfig, n: int) -> int:
-    p, heads = config.hidden_dim // config.num_heads, config.num_heads
-    flops = _projections(config, n)
-    for chunks, size in _pieces(n, 64):
-        inside = 2 * chunks * size * size * (2 * p + 1)
-        sums_and_reading = 4 * chunks * size * p * (p + 1) + 2 * (chunks + 1) * chunks * p * (p + 1)
-        flops += heads * (inside + sums_and_reading)
-    return flops
-
-
-def _deltanet(config: ModelConfig, n: int) -> int:
-    d, p = config.hidden_dim, config.hidden_dim // config.num_heads
-    flops = _projections(config, n) + (2 * n * d * config.num_heads if config.beta is None else 0)
-    for chunks, size in _pieces(n, 64):
-        tokens = chunks * size
-        inside = 2 * tokens * size * d * (1 + 1 + 2 + 2)  # K Kᵀ, Q Kᵀ, T [K, V] and A [W, U]
-        solve = tokens * size * size * config.num_heads
-        outside = 2 * tokens * p * d * 3 + 2 * chunks * p * p * d  # Kᵀ [W, U], reading; S from chunk to chunk
-        flops += inside + solve + outside
-    return flops
-
-
-def _sliding_window(config: ModelConfig, n: int) -> int:
-    window, d = config.window_size, config.hidden_dim
-    if n <= window:
-        return _projections(config, n) + _causal(config, n)
-    block = max(window // 4, 32)
-    rest = 4 * _whole(n - window, block) * (window + block) * d
-    return _projections(config, n) + _causal(config, window) + rest
-
-
-def _gau(config: ModelConfig, n: int) -> int:
-    d, s, e = config.hidden_dim, config.key_dim, config.expansion * config.hidden_dim
-    flops = 2 * n * d * (3 * e + s)
-    for chunks, size in _pieces(n, config.chunk_size):
-        inside = 2 * chunks * size * size * (s + e)
-        flops += inside + 4 * chunks * size * s * e + 2 * (chunks + 1) * chunks * s * e
-    return flops
-
-
-_MIXING: dict[str, Callable[[ModelConfig, int], int]] = {
-    "standard": lambda config, n: _projections(config, n) + _causal(config, n),
-    "bsbr": _bsbr,
-    "linear": _linear,
-    "deltanet": _deltanet,
-    "sliding_window": _sliding_window,
-    "hopfield": _hopfield,
-    "gau": _gau,
-}
-
-
-def _bsbr_beyond_twice(config: ModelConfig, n: int) -> int:
-    size, d = config.chunk_size, config.hidden_dim
-    if n <= size:  # the meta query and key of a chunk that nothing follows
-        return _causal(config, n) // 2 - 8 * (n // size) * d * d
-    return _whole(n, size) // size * _causal(config, size) // 2
-
-
-def _linear_beyond_twice(config: ModelConfig, n: int) -> int:
-    p, heads = config.hidden_dim // config.num_heads, config.num_heads
-    return -sum(2 * (chunks + 1) * chunks * p * (p + 1) * heads for chunks, _ in _pieces(n, 64))  # triangle of ones
-
-
-def _deltanet_beyond_twice(config: ModelConfig, n: int) -> int:
-    d, p, pieces = config.hidden_dim, config.hidden_dim // config.num_heads, list(_pieces(n, 64))
-    solves = sum(chunks * size**3 * config.num_heads for chunks, size in pieces)
-    last_chunks, last_size = pieces[-1]
-    unused = 4 * p * p * d  # the state behind the last chunk
-    if last_chunks == 1:
-        unused += 8 * last_size * p * d  # what a chunk on its own would write to it
-    start = 2 * p * d * (last_size if n <= 64 else p)  # the constant that the first chunk reads or goes on from
-    return solves - unused - start
-
-
-def _sliding_window_beyond_twice(config: ModelConfig, n: int) -> int:
-    return (_sliding_window(config, n) - _projections(config, n)) // 2
-
-
-def _gau_beyond_twice(config: ModelConfig, n: int) -> int:
-    s, e = config.key_dim, config.expansion * config.hidden_dim
-    return -sum(2 * (chunks + 1) * chunks * s * e for chunks, _ in _pieces(n, config.chunk_size))  # triangle of ones
-
-
-_BEYOND_TWICE: dict[str, Callable[[ModelConfig, int], int]] = {
-    "standard": lambda config, n: _causal(config, n) // 2,
-    "bsbr": _bsbr_beyond_twice,
-    "linear": _linear_beyond_twice,
-    "deltanet": _deltanet_beyond_twice,
-    "sliding_window": _sliding_window_beyond_twice,
-    "hopfield": lambda config, n: config.num_steps * _causal(config, n) // 2,
-    "gau": _gau_beyond_twice,
 }

@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import platform
 import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
-import psutil
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
@@ -25,9 +20,17 @@ class DeviceNotFoundError(RuntimeError):
 def device(target: str) -> torch.device:
     """The torch device of a target, `"cpu"` or `"gpu"`.
 
+    Args:
+        target: of a measurement.
+
     Raises:
         ValueError: `target` is neither.
         DeviceNotFoundError: `target` is `"gpu"` and PyTorch finds no CUDA device.
+
+    Examples:
+        >>> from bsbr.measure import machine
+        >>> machine.device("cpu")
+        device(type='cpu')
     """
     import torch
 
@@ -50,6 +53,11 @@ def keep_freed_memory() -> bool:
 
     Returns:
         Whether the C library took the settings; False without effect where it is not glibc.
+
+    Examples:
+        >>> from bsbr.measure import machine
+        >>> machine.keep_freed_memory() in (True, False)
+        True
     """
     return set_malloc(M_MMAP_THRESHOLD, 2**30) and set_malloc(M_TRIM_THRESHOLD, 2**31 - 1)
 
@@ -60,35 +68,3 @@ def set_malloc(parameter: int, value: int) -> bool:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     return mallopt is not None and bool(mallopt(parameter, value))
-
-
-def cpu_model() -> str:
-    """The processor's name as the operating system gives it."""
-    cpuinfo = Path("/proc/cpuinfo")
-    if cpuinfo.exists():
-        for line in cpuinfo.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on, which in a container can be fewer than the machine has."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def describe() -> dict[str, Any]:
-    """Processor, cores, threads, memory in GiB, operating system and, where there is one, the GPU.
-
-    `threads` is what PyTorch uses for one operation; it is `None` if torch has not been imported.
-    """
-    torch = sys.modules.get("torch")
-    with_gpu = torch is not None and torch.cuda.is_available()
-    return {
-        "cpu": cpu_model(),
-        "cores": usable_cores(),
-        "threads": torch.get_num_threads() if torch else None,
-        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
-        "system": platform.system(),
-        "gpu": torch.cuda.get_device_name() if torch and with_gpu else None,
-    }

@@ -49,6 +49,12 @@ class TensorPeak:
         after: by kind, what is still held when the call has ended and its result is dropped.
         allocator: on a CUDA device the peak by the count of PyTorch's allocator, which also sees scratch inside
             operations and tensors that `tensors` was not told of; None on a CPU, where PyTorch keeps no such count.
+
+    Examples:
+        >>> from bsbr.measure.memory import TensorPeak
+        >>> peak = TensorPeak(total=300, parts={"parameters": 200, "activations": 100}, after={"parameters": 200})
+        >>> sum(peak.parts.values()) == peak.total
+        True
     """
 
     total: int
@@ -75,6 +81,16 @@ def tensors(run: Callable[[], object], model: nn.Module, *inputs: Tensor | torch
     Raises:
         TypeError: `model` is no module, or one of `inputs` is neither a tensor nor an optimizer.
         ValueError: `model` lies on several devices.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from bsbr.measure.memory import tensors
+        >>> model, x = nn.Linear(100, 50, bias=False), torch.randn(8, 100)
+        >>> with torch.inference_mode():
+        ...     peak = tensors(lambda: model(x), model, x)
+        >>> peak.parts["parameters"], peak.parts["inputs"]  # 4 bytes a number
+        (20000, 3200)
     """
     from bsbr.measure._tracker import Tracker  # late: it takes seconds, and a child process of `peak` has no need of it
 
@@ -112,13 +128,20 @@ def _parts(snapshot: dict[str, int]) -> dict[str, int]:
 
 @dataclass(frozen=True)
 class Peak:
-    """Bytes resident: before the call, once all that it needs was loaded, and at its peak."""
+    """Bytes resident: before the call, once all that it needs was loaded, and at its peak.
 
-    before: int
-    peak: int
+    Examples:
+        >>> from bsbr.measure.memory import Peak
+        >>> Peak(before=300, peak=500).added
+        200
+    """
+
+    before: int  # the call
+    peak: int  # during it
 
     @property
     def added(self) -> int:
+        """What the call added."""
         return self.peak - self.before
 
 
@@ -131,6 +154,14 @@ def peak(prepare: Callable[..., Callable[[], object]], *arguments: object) -> Pe
 
     Raises:
         MemoryError: the system ended the child for want of memory.
+
+    Examples:
+        >>> import functools
+        >>> import operator
+        >>> from bsbr.measure.memory import peak
+        >>> found = peak(functools.partial, operator.mul, b"x", 10**8)  # 100 MB of text
+        >>> found.added > 9 * 10**7
+        True
     """
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
         try:
@@ -154,7 +185,7 @@ def return_freed_blocks() -> None:
 def _in_child(prepare: Callable[..., Callable[[], object]], arguments: tuple[object, ...]) -> Peak:
     run = prepare(*arguments)
     with contextlib.suppress(OSError):  # Linux: forget the peak of preparing (proc_pid_clear_refs(5))
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
     before = _peak_so_far()
     run()
     return Peak(before, _peak_so_far())
@@ -163,7 +194,7 @@ def _in_child(prepare: Callable[..., Callable[[], object]], arguments: tuple[obj
 def _peak_so_far() -> int:
     # Not getrusage on Linux: its ru_maxrss passes from a parent to the processes that it starts.
     with contextlib.suppress(FileNotFoundError):
-        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"))
         if found:
             return int(found[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, others kibibytes

@@ -7,6 +7,7 @@ import importlib
 import itertools
 import math
 import signal
+import sys
 import time
 import timeit
 import warnings
@@ -18,54 +19,29 @@ from typing import Any, NoReturn
 import numpy as np
 import torch
 from jaxtyping import Float
-from scipy.stats import binom
 from torch.utils import benchmark
 
-from bsbr.measure import scaling
+from bsbr import stats
 
 Samples = Float[np.ndarray, " rounds"]
 READING = 0.001  # seconds that the clock measures to a thousandth and better
+PILOT = 3  # rounds that do not count and decide how many do
 SLOW = 1.0  # seconds from which a first call's own overhead cannot matter, so that it need not be repeated
 
 
 @dataclass(frozen=True)
 class Task:
-    """Something to time: `run(prepare())`, where only `run` is on the clock."""
+    """Something to time: `run(prepare())`, where only `run` is on the clock.
 
-    run: Callable[[Any], object]
-    prepare: Callable[[], Any] = lambda: None
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A median with its 95 % interval, and the number of samples they rest on."""
-
-    value: float
-    low: float
-    high: float
-    samples: int
-
-    @property
-    def spread(self) -> float:
-        """Width of the interval relative to the median."""
-        return (self.high - self.low) / self.value
-
-
-def median(samples: Samples) -> Estimate:
-    """The median with a 95 % interval that assumes nothing about the distribution: two order statistics.
-
-    The number of samples below the true median is binomial with probability ½, which gives the ranks (David and
-    Nagaraja, Order Statistics, 2003, section 7.1). Below six samples no pair of ranks reaches 95 %; the interval is
-    then the whole range.
+    Examples:
+        >>> from bsbr.measure.speed import Task, interleave
+        >>> sorting = Task(run=lambda numbers: numbers.sort(), prepare=lambda: list(range(1000, 0, -1)))
+        >>> len(interleave({"sorting": sorting}, seconds=0, min_rounds=3, block=1e-4)["sorting"])
+        3
     """
-    ordered, count = np.sort(samples), len(samples)
-    rank = max(int(binom.ppf(0.025, count, 0.5)), 1)
-    return Estimate(float(np.median(ordered)), float(ordered[rank - 1]), float(ordered[count - rank]), count)
 
-
-def ratio(numerator: Samples, denominator: Samples) -> Estimate:
-    """How many times longer one task took than another: the median of the ratios of each round, with interval."""
-    return median(numerator / denominator)
+    run: Callable[[Any], object]  # the work, given what was prepared
+    prepare: Callable[[], Any] = lambda: None  # makes what a reading of the clock needs anew
 
 
 def clone(state: Any) -> Any:
@@ -91,31 +67,59 @@ def interleave(
 
     Each sample is the median of a block of calls on PyTorch's clock, which waits for a GPU to finish. A task is called
     before it counts: once or twice at the start, and once before each block of several calls, which brings back into
-    the caches what others have pushed out. The order rotates from round to round. Rounds end when every median's
-    95 % interval is narrower than `precision`, or after `seconds`, but never before `min_rounds`.
+    the caches what others have pushed out. The order rotates from round to round.
+
+    How many rounds there are is fixed before the first that counts: rounds that end when their own intervals look
+    narrow would hold the truth less often than those say. A few rounds that do not count show how far
+    samples scatter, and with that how many it takes for medians with 95 % intervals as narrow as `precision`.
 
     Args:
         tasks: by name. A plain callable is a task that needs nothing prepared.
-        seconds: how long to go on in search of that precision.
-        precision: width of the interval to reach, relative to the median.
+        seconds: about how long all rounds may take, those that do not count included; `min_rounds` are made anyway.
+        precision: width of the intervals to aim at, relative to the median.
         min_rounds, max_rounds: samples a task at least and at most. From six on the samples' range is a 95 % interval,
             from nine on the interval leaves out the least and the greatest.
         block: seconds that a block of calls lasts at least.
+
+    Examples:
+        >>> from bsbr.measure.speed import interleave
+        >>> tasks = {"short": lambda: sum(range(100)), "long": lambda: sum(range(1000))}
+        >>> samples = interleave(tasks, seconds=0, min_rounds=3, block=1e-4)
+        >>> {name: len(found) for name, found in samples.items()}
+        {'short': 3, 'long': 3}
     """
+    if not tasks:
+        return {}
     clocks = {name: _clock(task if isinstance(task, Task) else _plain(task)) for name, task in tasks.items()}
     blocks = {name: _block(clock, block) for name, clock in clocks.items()}
-    samples: dict[str, list[float]] = {name: [] for name in tasks}
-    names = list(tasks)
-    begin = time.perf_counter()
-    for done in range(1, max_rounds + 1):
-        for name in names:
-            samples[name].append(_sample(clocks[name], *blocks[name]))
-        names = names[1:] + names[:1]
-        if done >= min_rounds:
-            precise = all(median(np.array(found)).spread <= precision for found in samples.values())
-            if precise or time.perf_counter() - begin > seconds:
-                break
-    return {name: np.array(found) for name, found in samples.items()}
+
+    def take_turns(rounds: int) -> dict[str, Samples]:
+        samples: dict[str, list[float]] = {name: [] for name in tasks}
+        names = list(tasks)
+        for _ in range(rounds):
+            for name in names:
+                samples[name].append(_sample(clocks[name], *blocks[name]))
+            names = names[1:] + names[:1]
+        return {name: np.array(found) for name, found in samples.items()}
+
+    rounds = min_rounds
+    if max_rounds > min_rounds and seconds > 0:
+        begin = time.perf_counter()
+        pilot = take_turns(PILOT)
+        took = time.perf_counter() - begin
+        affordable = int((seconds - took) / took * PILOT)
+        rounds = max(min(rounds_for(precision, pilot), affordable, max_rounds), min_rounds)
+    return take_turns(rounds)
+
+
+def rounds_for(precision: float, pilot: Mapping[str, Samples]) -> int:
+    """How many rounds make the 95 % interval of every median about that narrow, by how far a pilot's samples scatter.
+
+    A median of m samples that scatter normally by σ has a standard error of √(π/2) σ/√m. A pilot of a few rounds knows
+    σ only roughly: the precision is an aim, while the intervals are what they are.
+    """
+    scatter = max(float(np.std(np.log(samples), ddof=1)) for samples in pilot.values())
+    return math.ceil((2 * 1.96 * math.sqrt(math.pi / 2) * scatter / precision) ** 2) if precision > 0 else sys.maxsize
 
 
 def _plain(task: Callable[[], object]) -> Task:
@@ -159,8 +163,18 @@ def foresee(run: Callable[[int], object], n: int, limit: float, clock: Callable[
     cost here grows faster than n³, or slower than n once it takes so long. What seems too long is tried once more:
     a hiccup of the machine looks like growth.
 
+    Args:
+        run: does the work for a length.
+        n: the length that it is meant to run at.
+        limit: seconds that it may take.
+        clock: tells the time in seconds.
+
     Raises:
         TooLongError: it would; the message says by which growth.
+
+    Examples:
+        >>> from bsbr.measure.speed import foresee
+        >>> foresee(lambda n: sum(range(n)), n=10_000, limit=10.0)
     """
     for _ in range(2):
         reason = _why_too_long(run, n, limit, clock)
@@ -180,7 +194,7 @@ def _why_too_long(run: Callable[[int], object], n: int, limit: float, clock: Cal
         return ""
     if 4 * first > limit:
         return f"if only in proportion to its time at n = {quarter:,}"
-    if scaling.extrapolate((quarter, half), (first, seconds(half)), n) > limit:
+    if stats.extrapolate((quarter, half), (first, seconds(half)), n) > limit:
         return f"by its growth from n = {quarter:,} to {half:,}"
     return ""
 
@@ -189,8 +203,19 @@ def _why_too_long(run: Callable[[int], object], n: int, limit: float, clock: Cal
 def at_most(seconds: float) -> Iterator[None]:
     """Interrupt what takes over `seconds`. For the main thread of a process; on Windows it has no effect.
 
+    Args:
+        seconds: that it may take.
+
     Raises:
         TooLongError: it did.
+
+    Examples:
+        >>> import time
+        >>> from bsbr.measure.speed import at_most
+        >>> with at_most(0.05):
+        ...     time.sleep(1)
+        Traceback (most recent call last):
+        bsbr.measure.speed.TooLongError: took over 0.05 s
     """
     if not hasattr(signal, "setitimer"):
         yield

@@ -20,7 +20,7 @@ from pathlib import Path
 import psutil
 import torch
 
-from bsbr.measure import machine
+from bsbr.store.machine import usable_cores
 
 POWERCAP = Path("/sys/class/powercap")
 
@@ -31,10 +31,19 @@ class NoSensorError(RuntimeError):
 
 @dataclass(frozen=True)
 class Reading:
-    """A quantity over the time that was monitored, in the unit of the metric of its name; None without a sensor."""
+    """A quantity over the time that was monitored, in the unit of the metric of its name; None without a sensor.
 
-    value: float | None
-    reason: str = ""
+    Examples:
+        >>> from bsbr.measure.utilisation import Monitor
+        >>> with Monitor("cpu") as monitor:
+        ...     _ = sum(range(100_000))
+        >>> reading = monitor.readings["gpu_utilisation"]
+        >>> reading.value is None, bool(reading.reason)
+        (True, True)
+    """
+
+    value: float | None  # in the unit of its metric
+    reason: str = ""  # why there is none
 
 
 class Monitor(AbstractContextManager["Monitor"]):
@@ -60,6 +69,13 @@ class Monitor(AbstractContextManager["Monitor"]):
 
     Raises:
         ValueError: `interval` is not positive.
+
+    Examples:
+        >>> from bsbr.measure.utilisation import Monitor
+        >>> with Monitor() as monitor:
+        ...     _ = sum(range(100_000))
+        >>> 0 <= monitor.readings["memory_utilisation"].value <= 100
+        True
     """
 
     def __init__(self, device: torch.device | str = "cpu", interval: float = 0.05) -> None:
@@ -129,7 +145,7 @@ Counter = Callable[[], Callable[[float], float]]
 
 def _cpu() -> Callable[[float], float]:
     before = time.process_time()
-    return lambda seconds: (time.process_time() - before) / seconds / machine.usable_cores() * 100
+    return lambda seconds: (time.process_time() - before) / seconds / usable_cores() * 100
 
 
 def _memory() -> float:
@@ -154,7 +170,7 @@ def _busy_seconds() -> dict[str, float]:
 
 def _packages() -> Callable[[float], float]:
     zones = sorted(POWERCAP.glob("intel-rapl:[0-9]*"))
-    packages = [zone for zone in zones if (zone / "name").read_text().startswith("package")]
+    packages = [zone for zone in zones if (zone / "name").read_text(encoding="utf-8").startswith("package")]
     if not packages:
         raise NoSensorError("no energy counter under powercap: the processor has none, or a virtual machine hides it")
     try:
@@ -173,7 +189,7 @@ def _packages() -> Callable[[float], float]:
 
 
 def _microjoules(path: Path) -> int:
-    return int(path.read_text())
+    return int(path.read_text(encoding="utf-8"))
 
 
 def _gpu(device: torch.device) -> float:

@@ -1,0 +1,86 @@
+"""Estimates with the method behind their interval, growth with n, and choices among what was measured.
+
+Plain numbers in, plain numbers out: nothing here knows a model, a table or a clock. Every interval is meant to hold the
+truth 95 times in 100; `tests/test_stats.py` simulates each method at the numbers of samples that are used, and from
+fewer than `METHODS[interval].least` there is none.
+"""
+
+from bsbr.stats.choices import (
+    Paired,
+    as_good_as_best,
+    best_within,
+    costliest,
+    fewest_for_share,
+    pair,
+    pareto_front,
+    rank_correlation,
+    share_of_largest,
+)
+from bsbr.stats.estimates import (
+    METHODS,
+    Estimate,
+    Method,
+    complement,
+    deviation,
+    from_rows,
+    gap_closed,
+    geometric_mean,
+    geometric_ratio,
+    independent_difference,
+    independent_ratio,
+    mean,
+    median,
+    normal_mean,
+    paired_difference,
+    ratio,
+    share,
+)
+from bsbr.stats.growth import (
+    PowerLaw,
+    Slope,
+    crossover,
+    extrapolate,
+    local_exponents,
+    power_law,
+    power_law_of_rounds,
+    quadratic,
+    repeat_spread,
+)
+
+__all__ = [
+    "METHODS",
+    "Estimate",
+    "Method",
+    "Paired",
+    "PowerLaw",
+    "Slope",
+    "as_good_as_best",
+    "best_within",
+    "complement",
+    "costliest",
+    "crossover",
+    "deviation",
+    "extrapolate",
+    "fewest_for_share",
+    "from_rows",
+    "gap_closed",
+    "geometric_mean",
+    "geometric_ratio",
+    "independent_difference",
+    "independent_ratio",
+    "local_exponents",
+    "mean",
+    "median",
+    "normal_mean",
+    "pair",
+    "paired_difference",
+    "pareto_front",
+    "power_law",
+    "power_law_of_rounds",
+    "quadratic",
+    "rank_correlation",
+    "ratio",
+    "repeat_spread",
+    "share",
+    "share_of_largest",
+]

@@ -1,1 +1,0 @@
-"""What the experiments read: pinned corpora and checkpoints."""
