@@ -9,11 +9,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralForCausalLM
 from transformers.utils import logging as transformers_logging
 
-from bsbr.convert import ConversionConfig, attention, convert
+from bsbr.conversion import ConversionConfig, attention, convert
+from bsbr.conversion.blocks import block_sums
+from bsbr.conversion.reference import reference
 
 transformers_logging.set_verbosity_error()
 
-RUNGS = {
+SETTINGS = {
     "local": ConversionConfig(chunk_size=8, local_chunks=1, sink_tokens=0, retrieval="none"),
     "local and sinks": ConversionConfig(chunk_size=8, local_chunks=2, sink_tokens=3, retrieval="none"),
     "states": ConversionConfig(chunk_size=8, local_chunks=2, sink_tokens=3, retrieval="states"),
@@ -35,7 +37,7 @@ RUNGS = {
         chunk_size=4, local_chunks=1, sink_tokens=0, retrieval="both", top_k=2, layers=(1,), original_below=12
     ),
 }
-rungs = pytest.mark.parametrize("config", RUNGS.values(), ids=RUNGS.keys())
+settings = pytest.mark.parametrize("config", SETTINGS.values(), ids=SETTINGS.keys())
 SCALING = 8**-0.5
 
 
@@ -65,18 +67,18 @@ def qkv(batch: int, n: int, heads: int = 6, kv_heads: int = 2) -> tuple[torch.Te
     return tuple(torch.randn(shape, dtype=torch.float64) * 1.5 for shape in shapes)
 
 
-@rungs
+@settings
 @pytest.mark.parametrize("n", [1, 2, 8, 9, 16, 17, 33, 52])
 def test_the_fast_form_is_the_definition(config: ConversionConfig, n: int) -> None:
     q, k, v = qkv(2, n)
-    fast, slow = (form(q, k, v, config, SCALING) for form in (attention.attend, attention.reference))
+    fast, slow = (form(q, k, v, config, SCALING) for form in (attention.attend, reference))
     torch.testing.assert_close(fast, slow, rtol=1e-9, atol=1e-9)
 
 
-@rungs
+@settings
 def test_gradients_are_those_of_the_definition(config: ConversionConfig) -> None:
     grads = []
-    for form in (attention.attend, attention.reference):
+    for form in (attention.attend, reference):
         inputs = [x.requires_grad_() for x in qkv(1, 29)]
         form(*inputs, config, SCALING).square().sum().backward()
         grads.append([x.grad for x in inputs])
@@ -84,17 +86,17 @@ def test_gradients_are_those_of_the_definition(config: ConversionConfig) -> None
         torch.testing.assert_close(fast, slow, rtol=1e-5, atol=1e-5)
 
 
-@rungs
+@settings
 @pytest.mark.parametrize("new", [1, 5, 8, 9, 39])
 def test_the_last_tokens_alone_are_as_in_the_whole(config: ConversionConfig, new: int) -> None:
     q, k, v = qkv(2, 39)
     whole = attention.attend(q, k, v, config, SCALING)
-    meta = attention.block_sums(q, k, config)
-    part = attention.attend(q[:, :, -new:], k, v, config, SCALING, meta)
+    sums = block_sums(q, k, config)
+    part = attention.attend(q[:, :, -new:], k, v, config, SCALING, sums)
     torch.testing.assert_close(part, whole[:, -new:])
 
 
-@rungs
+@settings
 @pytest.mark.parametrize("n", [1, 8, 9, 40, 64])
 def test_no_token_sees_the_future(config: ConversionConfig, n: int) -> None:
     model = convert(tiny_llama(), config)
@@ -106,7 +108,7 @@ def test_no_token_sees_the_future(config: ConversionConfig, n: int) -> None:
         assert torch.equal(model(changed).logits[:, :t], before[:, :t]), f"token {t} changed an earlier output"
 
 
-@rungs
+@settings
 def test_no_token_sees_the_future_of_a_padded_row(config: ConversionConfig) -> None:
     model = convert(tiny_llama(), config)
     ids, mask = tokens(2, 50), torch.ones(2, 50, dtype=torch.int64)
@@ -119,7 +121,7 @@ def test_no_token_sees_the_future_of_a_padded_row(config: ConversionConfig) -> N
     assert torch.equal(after[1, :30], before[1, :30])
 
 
-@rungs
+@settings
 @pytest.mark.parametrize("side", ["left", "right", "middle"])
 def test_padding_changes_nothing(config: ConversionConfig, side: str) -> None:
     model = convert(tiny_llama(), config)
@@ -149,7 +151,7 @@ def test_everything_retrieved_is_the_original() -> None:
     torch.testing.assert_close(convert(model, config)(tokens(1, 61)).logits, model(tokens(1, 61)).logits)
 
 
-@rungs
+@settings
 @pytest.mark.parametrize("n", [5, 16, 40])
 def test_decoding_agrees_with_reading_again(config: ConversionConfig, n: int) -> None:
     model, ids = convert(tiny_llama(), config), tokens(2, n + 21)
@@ -162,7 +164,7 @@ def test_decoding_agrees_with_reading_again(config: ConversionConfig, n: int) ->
     torch.testing.assert_close(torch.cat(logits, dim=1), expected)
 
 
-@rungs
+@settings
 def test_reading_in_pieces_agrees_with_reading_at_once(config: ConversionConfig) -> None:
     model, ids, mask = convert(tiny_llama(), config), tokens(2, 60), torch.ones(2, 60, dtype=torch.int64)
     mask[1, :9] = 0
@@ -177,13 +179,13 @@ def test_reading_in_pieces_agrees_with_reading_at_once(config: ConversionConfig)
         torch.testing.assert_close(torch.cat(logits, dim=1)[:, 9:], expected)
 
 
-@rungs
+@settings
 @pytest.mark.parametrize("beams", [1, 3])
 def test_generate_agrees_with_reading_again(config: ConversionConfig, beams: int) -> None:
     model, ids, mask = convert(tiny_llama(), config), tokens(3, 30), torch.ones(3, 30, dtype=torch.int64)
     mask[1, :9], mask[2, :26] = 0, 0
-    settings = dict(attention_mask=mask, max_new_tokens=14, do_sample=False, num_beams=beams, eos_token_id=None)
-    cached, read_again = (model.generate(ids, use_cache=use, **settings) for use in (True, False))
+    how = dict(attention_mask=mask, max_new_tokens=14, do_sample=False, num_beams=beams, eos_token_id=None)
+    cached, read_again = (model.generate(ids, use_cache=use, **how) for use in (True, False))
     assert torch.equal(cached, read_again)
     if beams == 1:
         alone = model.generate(ids[1:2, 9:], max_new_tokens=14, do_sample=False, eos_token_id=None)
@@ -193,16 +195,14 @@ def test_generate_agrees_with_reading_again(config: ConversionConfig, beams: int
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_any_grouping_of_heads(kv_heads: int) -> None:
     q, k, v = qkv(1, 37, kv_heads=kv_heads)
-    for config in RUNGS.values():
-        torch.testing.assert_close(
-            attention.attend(q, k, v, config, SCALING), attention.reference(q, k, v, config, SCALING)
-        )
+    for config in SETTINGS.values():
+        torch.testing.assert_close(attention.attend(q, k, v, config, SCALING), reference(q, k, v, config, SCALING))
 
 
 def test_the_original_is_left_as_it_was() -> None:
     model, ids = tiny_llama(), tokens(1, 50)
     before, config = model(ids).logits, model.config.to_dict()
-    converted = convert(model, RUNGS["local"])
+    converted = convert(model, SETTINGS["local"])
     assert type(converted) is type(model)
     assert not torch.equal(converted(ids).logits, before)
     assert torch.equal(model(ids).logits, before)
@@ -212,20 +212,20 @@ def test_the_original_is_left_as_it_was() -> None:
 
 def test_weights_are_shared_until_copied() -> None:
     model = tiny_llama()
-    converted = convert(model, RUNGS["top-k"])
+    converted = convert(model, SETTINGS["top-k"])
     ours, theirs = (m.model.layers[0].self_attn.q_proj.weight for m in (converted, model))
     assert ours is theirs
     assert copy.deepcopy(converted).model.layers[0].self_attn.q_proj.weight is not theirs
 
 
-def test_converting_again_changes_the_rung() -> None:
+def test_converting_again_changes_the_setting() -> None:
     model, ids = tiny_llama(), tokens(1, 50)
-    once = convert(model, RUNGS["top-k"])
-    twice = convert(convert(model, RUNGS["states"]), RUNGS["top-k"])
+    once = convert(model, SETTINGS["top-k"])
+    twice = convert(convert(model, SETTINGS["states"]), SETTINGS["top-k"])
     assert torch.equal(once(ids).logits, twice(ids).logits)
 
 
-@rungs
+@settings
 def test_bfloat16_is_near_float32(config: ConversionConfig) -> None:
     q, k, v = (x.float() for x in qkv(1, 100))
     exact = attention.attend(q, k, v, config, SCALING)
@@ -235,7 +235,7 @@ def test_bfloat16_is_near_float32(config: ConversionConfig) -> None:
     assert (rough - exact).abs().flatten(2).amax(-1).median() < 0.1
 
 
-@rungs
+@settings
 def test_nothing_of_size_n_by_n_is_built(config: ConversionConfig) -> None:
     class Largest(torch.utils._python_dispatch.TorchDispatchMode):
         numel = 0
@@ -277,7 +277,7 @@ def test_models_that_cannot_be_converted_are_refused() -> None:
 
 
 def test_masks_that_cannot_be_read_are_refused() -> None:
-    model, ids = convert(tiny_llama(), RUNGS["local"]), tokens(1, 20)
+    model, ids = convert(tiny_llama(), SETTINGS["local"]), tokens(1, 20)
     with pytest.raises(ValueError, match="packed sequences"):
         model(ids, position_ids=torch.arange(20)[None] % 10, use_cache=False)
     with pytest.raises(ValueError, match=r"attention_mask: expected \(batch, tokens\)"):
@@ -288,4 +288,4 @@ def test_a_cache_that_another_model_filled_is_refused() -> None:
     model, ids = tiny_llama(), tokens(1, 20)
     cache = model(ids, use_cache=True).past_key_values
     with pytest.raises(ValueError, match="past_key_values: expected an empty DynamicCache"):
-        convert(model, RUNGS["top-k"])(ids[:, :1], past_key_values=cache)
+        convert(model, SETTINGS["top-k"])(ids[:, :1], past_key_values=cache)

@@ -11,8 +11,8 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from bsbr.convert import ConversionConfig
-from bsbr.convert.loading import SUPPORTED
+from bsbr.conversion import ConversionConfig
+from bsbr.conversion.loading import SUPPORTED
 
 PAGE = (Path(__file__).resolve().parent.parent / "book" / "conversion.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -34,14 +34,19 @@ MAKERS = {
 }
 
 
+def make(kind: str, folder: Path) -> None:
+    """Save a model of that kind with its tokenizer."""
+    torch.manual_seed(0)
+    MAKERS[kind]().save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(folder)
+
+
 @pytest.fixture(params=MAKERS)
 def here(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder in which `my-model` is a model with its tokenizer."""
-    torch.manual_seed(0)
-    MAKERS[request.param]().save_pretrained(tmp_path / "my-model")
-    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path / "my-model")
+    make(request.param, tmp_path / "my-model")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -64,7 +69,7 @@ def test_the_code_of_the_page_runs(here: Path, capsys: pytest.CaptureFixture[str
 
 def test_the_page_names_what_there_is() -> None:
     assert all(f"`{kind}`" in PAGE for kind in SUPPORTED)
-    table = PAGE.partition("## Settings")[2].partition("##")[0]
+    table = PAGE.partition("## The setting")[2].partition("##")[0]
     assert re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE) == [field.name for field in fields(ConversionConfig)]
     for field in fields(ConversionConfig):
         said = re.search(rf"^\| `{field.name}` \| `?(.*?)`? \|", table, re.MULTILINE)

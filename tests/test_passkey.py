@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bsbr.tasks import passkey
+from bsbr.studies import passkey
 
 VOCABULARY = sorted(set(passkey.LINE + passkey.QUESTION + "0123456789"))
 FILLER = len(VOCABULARY)  # an id of its own, so that what comes of the document can be told
@@ -62,6 +62,11 @@ def test_the_filler_is_one_stretch_of_the_document() -> None:
     ids = passkey.prompt(Characters(), document(), 300, seed=3).ids
     filler = ids[ids >= FILLER]
     assert (filler.diff() == 1).all() and filler[0] > FILLER
+
+
+def test_a_document_of_several_rows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"document: expected ids in one dimension, got shape \(2, 500\)"):
+        passkey.prompt(Characters(), document().view(2, 500), 100, seed=0)
 
 
 def test_trials_differ_and_are_the_same_again() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import (
     GPT2Config,
@@ -17,12 +19,12 @@ from transformers import (
     LlamaConfig,
     LlamaForCausalLM,
     PreTrainedModel,
+    PreTrainedTokenizerFast,
 )
 
 from bsbr import ConversionConfig, convert
-from bsbr.convert import sensitivity as sensitivity_by_reading_anew
-from bsbr.convert.converter import attention_modules
-from bsbr.measure import sensitivity, similarity
+from bsbr.conversion.converter import attention_modules
+from bsbr.studies import sensitivity, similarity
 
 HEADS, LAYERS, DIM = 4, 3, 6
 SIZES: dict[str, Any] = dict(
@@ -88,8 +90,8 @@ def slow_head_divergences(model: PreTrainedModel, ids: torch.Tensor, config: Con
 def test_a_layer_suffers_as_in_a_model_that_is_read_anew(kind: str, config: ConversionConfig) -> None:
     model, ids = original(kind), tokens()
     found = sensitivity.layer_sensitivity(model, ids, config)
-    slow = sensitivity_by_reading_anew(model, [ids], config)
-    assert found.tolist() == pytest.approx(slow, rel=1e-4, abs=1e-7)
+    slow = sensitivity.layer_sensitivity_reference(model, ids, config)
+    assert found.tolist() == pytest.approx(slow.tolist(), rel=1e-4, abs=1e-7)
     assert (found > 0).all()
 
 
@@ -163,3 +165,41 @@ def test_what_cannot_be_measured_is_refused() -> None:
             measure(model, ids, replace(TOP_2, layers=(0, 3)))
     with pytest.raises(ValueError, match="every: expected at least 1, got 0"):
         sensitivity.layer_sensitivity(model, ids, TOP_2, every=0)
+
+
+@architectures
+def test_the_least_sensitive_layers_are_chosen(kind: str) -> None:
+    model, documents = original(kind), [tokens(45), tokens(60)]
+    slow = sum(sensitivity.layer_sensitivity_reference(model, ids, TOP_2) for ids in documents)
+    order = sorted(range(LAYERS), key=slow.tolist().__getitem__)
+    for budget in range(1, LAYERS + 1):
+        assert sensitivity.least_sensitive(model, documents, budget, TOP_2) == tuple(sorted(order[:budget]))
+    among = replace(TOP_2, layers=tuple(order[1:]))
+    assert sensitivity.least_sensitive(model, documents, 1, among) == (order[1],)
+
+
+def test_a_choice_of_layers_that_cannot_be_is_refused() -> None:
+    model = original()
+    with pytest.raises(ValueError, match="budget: expected 1 to 3 layers, got 4"):
+        sensitivity.least_sensitive(model, [tokens()], 4, TOP_2)
+    with pytest.raises(ValueError, match="documents: expected one text or more"):
+        sensitivity.least_sensitive(model, [], 1, TOP_2)
+    with pytest.raises(ValueError, match="ids: expected one row of more than 256 tokens"):
+        sensitivity.least_sensitive(model, [tokens()], 1)
+
+
+def test_the_command_names_the_layers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = original("gpt2").float()
+    words = {"<unk>": 0, **{f"w{i}": i for i in range(1, 50)}}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(tmp_path)
+    model.save_pretrained(tmp_path)
+    (tmp_path / "text.txt").write_text(" ".join(f"w{i}" for i in tokens(60)[0].tolist()), encoding="utf-8")
+    asked = [str(tmp_path), "--texts", str(tmp_path / "text.txt"), "--chunk-size", "8", "--local-chunks", "1"]
+    asked += ["--sink-tokens", "4", "--block-size", "4", "--top-k", "2"]
+    assert sensitivity.main([*asked, "--budget", "2"]) == 0
+    chosen = sensitivity.least_sensitive(model, [tokens(60)], 2, TOP_2)
+    assert capsys.readouterr().out == f"--layers {chosen[0]},{chosen[1]}\n"
+    assert sensitivity.main([*asked, "--budget", "4"]) == 1
+    assert "sensitivity: budget: expected 1 to 3 layers, got 4" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bsbr import ConversionConfig, convert
-from bsbr.measure import similarity
+from bsbr.studies import similarity
 
 
 def tiny_llama(seed: int = 0) -> LlamaForCausalLM:
@@ -72,18 +72,12 @@ def test_memory_grows_with_a_slice_and_not_with_the_text(monkeypatch: pytest.Mon
     assert max(sizes) <= similarity.POSITIONS_AT_ONCE and sum(sizes) == 2 * 500
 
 
-def test_a_mean_has_the_interval_of_student() -> None:
-    found = similarity.mean([1.0, 2.0, 3.0])
-    assert (found.value, found.deviation, found.samples) == (2, 1, 3)
-    assert found.high - found.value == pytest.approx(4.302653 / math.sqrt(3), rel=1e-6)
-    assert math.isnan(similarity.mean([1.0]).low)
-
-
 def test_what_cannot_be_compared_is_refused() -> None:
     model = tiny_llama()
     with pytest.raises(ValueError, match="the same text"):
         similarity.compare(similarity.read(model, tokens(4)), similarity.read(model, tokens(5)))
     with pytest.raises(ValueError, match=r"got shape \(1, 1\)"):
         similarity.read(model, tokens(1))
-    with pytest.raises(ValueError, match="at least one"):
-        similarity.mean([])
+    for wrong, said in (([[1, 2]], "got list"), (torch.zeros(1, 4), "got torch.float32")):
+        with pytest.raises(ValueError, match=f"ids: expected a tensor of token ids, {said}"):
+            similarity.read(model, wrong)

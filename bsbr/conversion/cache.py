@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
-from bsbr.convert.attention import Fit, Meta, States, block_sums, chunk_states, wide
-from bsbr.convert.config import ConversionConfig
+from bsbr.conversion.blocks import BlockSums, block_sums
+from bsbr.conversion.config import ConversionConfig
+from bsbr.conversion.precision import wide
+from bsbr.conversion.states import Fit, States, chunk_states
 
 
 class RetrievalLayer(DynamicLayer):
@@ -26,9 +29,39 @@ class RetrievalLayer(DynamicLayer):
         self._forget()
 
     def _forget(self) -> None:
-        self.meta: Meta | None = None
+        self.setting: ConversionConfig | None = None
+        self.fit: weakref.ref[Fit] | None = None
+        self.sums: BlockSums | None = None
         self.states: States | None = None
         self.chunks_in_states: Int[Tensor, " batch"] | None = None
+
+    def begin(self, config: ConversionConfig | None, fit: Fit | None) -> None:
+        """Called before new tokens are added, with how the model reads this layer; None if it is not converted.
+
+        Raises:
+            ValueError: the tokens that the layer holds were read otherwise.
+        """
+        if self.get_seq_length() == 0:
+            self._forget()
+            self.setting, self.fit = config, None if fit is None else weakref.ref(fit)
+        filled_by = None if self.fit is None else self.fit()
+        if self.setting != config or filled_by is not fit:
+            raise ValueError(
+                f"past_key_values: expected a cache that this model has filled, got one filled with "
+                f"{self.setting or 'full attention'}{' and a calibration of its own' if self.fit else ''}; this model "
+                f"reads with {config or 'full attention'} here: read the text anew, or leave past_key_values out"
+            )
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Add the keys and values of new tokens. Raises ValueError if they are of more rows or fewer."""
+        held = self.keys
+        if held is not None and self.get_seq_length() and len(key_states) != len(held):
+            raise ValueError(
+                f"past_key_values: expected a cache of {len(key_states)} rows, as many as input_ids has, got one of "
+                f"{len(held)}; read these texts anew, or choose rows with batch_select_indices or "
+                f"batch_repeat_interleave"
+            )
+        return super().update(key_states, value_states, *args, **kwargs)
 
     def add(
         self,
@@ -37,22 +70,22 @@ class RetrievalLayer(DynamicLayer):
         position: Int[Tensor, "batch new"] | None,
         real: Bool[Tensor, "batch new"] | None,
         config: ConversionConfig,
-    ) -> Meta:
+    ) -> BlockSums:
         """Add new tokens to the block sums. position None means that they are the first tokens, none padding."""
-        if position is None and self.meta is None:
-            self.meta = block_sums(q, k, config)
-            return self.meta
+        if position is None and self.sums is None:
+            self.sums = block_sums(q, k, config)
+            return self.sums
         if position is None or real is None:
             raise ValueError("position and real are needed once the cache holds tokens")
         blocks = -(-self.get_seq_length() // config.block)
-        old = self.meta or Meta(*(wide(x[:, :, :0]) for x in (q, k)))
+        old = self.sums or BlockSums(*(wide(x[:, :, :0]) for x in (q, k)))
         grown = [F.pad(x, (0, 0, 0, blocks - x.shape[2])) for x in old]
         block = (position.clamp(min=0) // config.block)[:, None, :, None]
         for total, x in zip(grown, (q, k), strict=True):
-            x = wide(x) * real[:, None, :, None]
+            x = wide(x).masked_fill(~real[:, None, :, None], 0)
             total.scatter_add_(2, block.expand_as(x), x)
-        self.meta = Meta(*grown)
-        return self.meta
+        self.sums = BlockSums(*grown)
+        return self.sums
 
     def far_states(
         self,
@@ -71,6 +104,8 @@ class RetrievalLayer(DynamicLayer):
         if self.states is None or self.chunks_in_states is None or bool((needed > self.chunks_in_states).any()):
             if order is not None:
                 k, v = (x.gather(2, order[:, None, :, None].expand_as(x)) for x in (k, v))
+                padding = torch.arange(k.shape[2], device=k.device) >= lengths[:, None]
+                k, v = (x.masked_fill(padding[:, None, :, None], 0) for x in (k, v))
             keep = 0 if self.chunks_in_states is None else int(self.chunks_in_states.min())
             states = chunk_states(k, v, config, scaling, fit, first=keep)
             if self.states is not None and keep:
@@ -79,8 +114,8 @@ class RetrievalLayer(DynamicLayer):
         return self.states
 
     def _select(self, rows: Tensor) -> None:
-        if self.meta is not None:
-            self.meta = Meta(*(x[rows.to(x.device)] for x in self.meta))
+        if self.sums is not None:
+            self.sums = BlockSums(*(x[rows.to(x.device)] for x in self.sums))
         if self.states is not None and self.chunks_in_states is not None:
             self.states = self.states.map(lambda x: x[rows.to(x.device)])
             self.chunks_in_states = self.chunks_in_states[rows.to(self.chunks_in_states.device)]
@@ -110,11 +145,13 @@ class RetrievalLayer(DynamicLayer):
             )
 
 
-def retrieval_layer(cache: Any, index: int) -> RetrievalLayer:
-    """The layer of a DynamicCache that this model may use, put in place of a plain one that is still empty.
+def retrieval_layer(cache: Any, index: int, config: ConversionConfig | None, fit: Fit | None) -> RetrievalLayer | None:
+    """The layer of a cache that this model may use, put in place of a plain one that is still empty.
+
+    None if the cache is of another kind than DynamicCache and the layer needs no more than keys and values.
 
     Raises:
-        ValueError: the cache is of another kind, or another model has filled it.
+        ValueError: the layer needs more and the cache is of another kind, or another model has filled it.
     """
     while len(cache.layers) <= index:
         cache.layers.append(RetrievalLayer())
@@ -122,8 +159,11 @@ def retrieval_layer(cache: Any, index: int) -> RetrievalLayer:
     if type(layer) is DynamicLayer and layer.get_seq_length() == 0:
         layer = cache.layers[index] = RetrievalLayer()
     if not isinstance(layer, RetrievalLayer):
+        if type(layer) is not DynamicLayer and (config is None or config.retrieval == "none"):
+            return None
         raise ValueError(
             f"past_key_values: expected an empty DynamicCache or one that a converted model has filled, got "
             f"{type(layer).__name__} of {layer.get_seq_length()} tokens; leave past_key_values out"
         )
+    layer.begin(config, fit)
     return layer

@@ -1,11 +1,23 @@
-"""What a converted model reads: the settings of one rung."""
+"""What a converted model reads: the setting of a conversion."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
+import operator
+from collections.abc import Iterable
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 Retrieval = Literal["none", "states", "top_k", "top_k_per_token", "both"]
+LARGEST = 2**31  # of any size: no text is that long, and a product of two fits int64
+LEAST = {
+    "chunk_size": 1,
+    "local_chunks": 1,
+    "sink_tokens": 0,
+    "top_k": 1,
+    "block_size": 1,
+    "compression_factor": 1,
+    "original_below": 0,
+}
 
 
 @dataclass(frozen=True)
@@ -37,13 +49,28 @@ class ConversionConfig:
         compression_factor: a state keeps head_dim / compression_factor directions of its chunk's keys, those in
             which they vary most; None keeps all.
         layers: the layers that are converted, counted from 0; None converts all. The others keep full attention.
-            `bsbr.convert.least_sensitive` chooses them by a measured sensitivity.
+            `bsbr.studies.sensitivity.least_sensitive` chooses them by a measured sensitivity.
         original_below: tokens at positions below read all before them, as in the original, so that a text no longer
             than this is read by the original attention. It goes by a token's position and not by the text's length:
             else what follows a token would change its output.
 
     Raises:
-        ValueError: a setting is out of range, or the sizes do not divide.
+        ValueError: an argument is not of its kind or out of range, or the sizes do not divide.
+
+    Examples:
+        >>> from bsbr import ConversionConfig
+        >>> config = ConversionConfig(chunk_size=64, local_chunks=2, top_k=8)
+        >>> config.window, config.block, config.first_block, config.layers_of(3)
+        (128, 32, 1, (0, 1, 2))
+        >>> config.retrieves_blocks, config.reads_states
+        (True, False)
+        >>> config.far_end(5)  # tokens from the sinks up to here are far for chunk 5
+        256
+        >>> ConversionConfig(retrieval="states", compression_factor=4).rank(head_dim=64)
+        16
+        >>> ConversionConfig(chunk_size=100)
+        Traceback (most recent call last):
+        ValueError: chunk_size: expected a multiple of block_size=32, got 100; change one of them
     """
 
     chunk_size: int = 128
@@ -58,12 +85,10 @@ class ConversionConfig:
 
     def __post_init__(self) -> None:
         if self.layers is not None:  # a list, as JSON has it, is as good
-            object.__setattr__(self, "layers", tuple(sorted(set(self.layers))))
-        lowest = {"chunk_size": 1, "local_chunks": 1, "sink_tokens": 0, "top_k": 1, "block_size": 1}
-        lowest |= {"compression_factor": 1, "original_below": 0}
-        for name, low in lowest.items():
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise ValueError(f"{name}: expected at least {low}, got {getattr(self, name)}")
+            object.__setattr__(self, "layers", _layer_numbers(self.layers))
+        for name, least in LEAST.items():
+            if name != "compression_factor" or self.compression_factor is not None:
+                object.__setattr__(self, name, _whole_number(name, getattr(self, name), least))
         if self.retrieval not in get_args(Retrieval):
             raise ValueError(f"retrieval: expected one of {get_args(Retrieval)}, got {self.retrieval!r}")
         if self.compression_factor is not None and not self.reads_states:
@@ -78,6 +103,43 @@ class ConversionConfig:
                         f"{name}: expected a multiple of block_size={self.block_size}, got {getattr(self, name)}; "
                         f"change one of them"
                     )
+
+    @classmethod
+    def kept_in(cls, model_config: Any) -> ConversionConfig | None:
+        """The setting that `convert` has written into a model's config; None if the model was not converted.
+
+        Args:
+            model_config: the `config` of a model of transformers.
+
+        Raises:
+            ValueError: what stands there is no setting, or of another version of this package.
+
+        Examples:
+            >>> from transformers import LlamaConfig, LlamaForCausalLM
+            >>> sizes = dict(vocab_size=97, hidden_size=32, intermediate_size=48)
+            >>> depth = dict(num_hidden_layers=2, num_attention_heads=4)
+            >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **depth)).eval()
+            >>> from bsbr import ConversionConfig, convert
+            >>> ConversionConfig.kept_in(convert(model).config) == ConversionConfig()
+            True
+            >>> ConversionConfig.kept_in(model.config) is None
+            True
+        """
+        kept = getattr(model_config, "bsbr", None)
+        if kept is None:
+            return None
+        names = [field.name for field in fields(cls)]
+        if not isinstance(kept, dict):
+            raise ValueError(f"config.bsbr: expected a table of {', '.join(names)}, got {kept!r}")
+        if unknown := sorted(set(kept) - set(names), key=str):
+            raise ValueError(
+                f"config.bsbr: expected {', '.join(names)}, got {', '.join(map(repr, unknown))} among them; the model "
+                f"was saved by another version of bsbr: load it with that one, or convert the original anew"
+            )
+        try:
+            return cls(**kept)
+        except ValueError as error:
+            raise ValueError(f"config.bsbr: {error}") from error
 
     @property
     def retrieves_blocks(self) -> bool:
@@ -118,3 +180,30 @@ class ConversionConfig:
     def far_end(self, chunk: int) -> int:
         """Tokens from `sink_tokens` up to here are far for a chunk (none are if it is not beyond the sinks)."""
         return max(0, (chunk - self.local_chunks + 1) * self.chunk_size)
+
+
+def _whole_number(name: str, value: Any, least: int) -> int:
+    """The value as an int, whatever kind of whole number it is."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool):
+        raise ValueError(f"{name}: expected a whole number, got {value!r}")
+    if number < least:
+        raise ValueError(f"{name}: expected at least {least}, got {number}")
+    if number > LARGEST:
+        raise ValueError(f"{name}: expected at most {LARGEST}, got {number}; choose one that a text can reach")
+    return number
+
+
+def _layer_numbers(layers: Any) -> tuple[int, ...]:
+    """Numbers of layers in order, each once."""
+    if isinstance(layers, str) or not isinstance(layers, Iterable):
+        raise ValueError(f"layers: expected numbers of layers, such as (0, 1), got {layers!r}")
+    numbers = tuple(sorted({_whole_number("layers", layer, 0) for layer in layers}))
+    if not numbers:
+        raise ValueError(
+            "layers: expected one layer or more, got none; None converts all; to convert none, leave the model alone"
+        )
+    return numbers

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from bsbr.convert.config import ConversionConfig
-from bsbr.convert.converter import attention_modules
+from bsbr.conversion.config import ConversionConfig
+from bsbr.conversion.converter import attention_modules, head_sizes
 
 WIDE = 4  # bytes of a number in block sums and states, which are kept in float32
 
@@ -17,14 +17,23 @@ def cache_bytes(model: Any, n: int, config: ConversionConfig | None) -> int:
         model: converted, or the original that is to be.
         n: tokens in the cache, n ≥ 1.
         config: of the conversion; None for the original model's cache.
+
+    Examples:
+        >>> from transformers import LlamaConfig, LlamaForCausalLM
+        >>> sizes = dict(vocab_size=97, hidden_size=32, intermediate_size=48)
+        >>> depth = dict(num_hidden_layers=2, num_attention_heads=4)
+        >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **depth)).eval()
+        >>> from bsbr import ConversionConfig
+        >>> from bsbr.conversion.memory import cache_bytes
+        >>> cache_bytes(model, n=4096, config=None)  # 2 layers, keys and values of 32 numbers, 4 bytes each
+        2097152
+        >>> cache_bytes(model, n=4096, config=ConversionConfig()) - cache_bytes(model, n=4096, config=None)
+        65536
     """
     modules = attention_modules(model)
     converted = () if config is None else config.layers_of(len(modules))
-    settings, itemsize = model.config, model.dtype.itemsize
-    heads = settings.num_attention_heads
-    kv_heads = getattr(settings, "num_key_value_heads", None) or heads
-    dim = getattr(settings, "head_dim", None) or settings.hidden_size // heads
-    total = len(modules) * 2 * n * kv_heads * dim * itemsize
+    heads, kv_heads, dim = head_sizes(model)
+    total = len(modules) * 2 * n * kv_heads * dim * model.dtype.itemsize
     if config is None:
         return total
     for layer in converted:
