@@ -1,7 +1,10 @@
 """Each fast form against its formula: outputs, gradients, decoding and causality, over shapes chosen to hurt."""
 
+import inspect
+import math
+import re
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
@@ -10,19 +13,41 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bsbr.attention import bsbr, deltanet, gau, hopfield, linear, sliding_window, standard
+from bsbr import MECHANISMS, mixers
+from bsbr.attention import bsbr, hopfield, linear, standard
 
-MODULES: dict[str, ModuleType] = {
-    "standard": standard,
-    "bsbr": bsbr,
-    "linear": linear,
-    "deltanet": deltanet,
-    "sliding_window": sliding_window,
-    "hopfield": hopfield,
-    "gau": gau,
-}
-every_mechanism = pytest.mark.parametrize("name", MODULES)
+MODULES: dict[str, ModuleType] = {name: mixer.attention for name, mixer in mixers.MIXERS.items()}
+every_mechanism = pytest.mark.parametrize("name", MECHANISMS)
+VARIANTS = "bsbr, other retrievals"  # drawn apart, so that the formula of the documents gets as many cases as others
+MODULES[VARIANTS] = bsbr
+every_drawn = pytest.mark.parametrize("name", [*MECHANISMS, VARIANTS])
+BY_RETRIEVAL = [
+    *((name, {}) for name in MECHANISMS),
+    *(("bsbr", {"retrieval": kind}) for kind in ("none", "uniform", "per_token")),
+    ("bsbr", {"retrieval": "exact", "top_k": 2}),
+]
+every_retrieval = pytest.mark.parametrize(("name", "options"), BY_RETRIEVAL)
+every_option = pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        *BY_RETRIEVAL,
+        *(("linear", {"feature_map": each}) for each in linear.FEATURE_MAPS),
+        ("hopfield", {"num_steps": 3, "inverse_temperature": 2.0}),
+        ("bsbr", {"local_chunks": 2, "top_k": 1}),
+    ],
+)
 CHECKS = settings(max_examples=40, deadline=None, derandomize=True)
+# What options may be, by name; chunk_size and window_size are drawn with n, whose boundaries they make.
+OPTIONS: dict[str, st.SearchStrategy[Any]] = {
+    "feature_map": st.sampled_from(sorted(linear.FEATURE_MAPS)),
+    "num_steps": st.integers(1, 3),
+    "inverse_temperature": st.sampled_from([None, 0.2, 2.0]),
+    "local_chunks": st.integers(1, 3),
+    "top_k": st.sampled_from([None, 1, 2]),
+}
+RETRIEVALS = st.sampled_from(["none", "uniform", "per_token"]).map(lambda kind: {"retrieval": kind, "top_k": None})
+RETRIEVALS |= st.integers(1, 3).map(lambda count: {"retrieval": "exact", "top_k": count})
+SIZES = ("chunk_size", "window_size")
 
 
 class Case(NamedTuple):
@@ -36,6 +61,18 @@ class Case(NamedTuple):
     options: dict[str, Any]
 
 
+def parameters(name: str) -> dict[str, Any]:
+    """The arguments of the mechanism's fast form, and their annotations."""
+    annotations = inspect.get_annotations(MODULES[name].attend)
+    return {argument: annotations[argument] for argument in inspect.signature(MODULES[name].attend).parameters}
+
+
+def shapes(name: str) -> dict[str, list[str]]:
+    """The tensors that the mechanism reads, and the names of their dimensions after (batch, heads)."""
+    found = {argument: getattr(kind, "dim_str", "").split() for argument, kind in parameters(name).items()}
+    return {argument: dims[2:] for argument, dims in found.items() if dims}
+
+
 @st.composite
 def cases(draw: st.DrawFn, name: str) -> Case:
     """Few numbers, many boundaries: n at, beside and between multiples of the chunk or window, or anywhere."""
@@ -43,53 +80,51 @@ def cases(draw: st.DrawFn, name: str) -> Case:
     near_a_boundary = st.builds(lambda m, off: max(1, m * size + off), st.integers(0, 5), st.integers(-1, 1))
     n = draw(near_a_boundary | st.integers(1, 80))
     head_dim = draw(st.sampled_from([2, 3, 8]))
-    options: dict[str, Any] = {}
-    if name == "linear":
-        options = {"feature_map": draw(st.sampled_from(sorted(linear.FEATURE_MAPS)))}
-    if name == "hopfield":
-        options = {"num_steps": draw(st.integers(1, 3)), "inverse_temperature": draw(st.sampled_from([None, 0.2, 2.0]))}
-    if name == "bsbr":
-        options = {"local_chunks": draw(st.integers(1, 3)), "top_k": draw(st.sampled_from([None, 1, 2]))}
+    options = {option: draw(OPTIONS[option]) for option in parameters(name) if option in OPTIONS}
+    if name == VARIANTS:
+        options |= draw(RETRIEVALS)
     return Case(draw(st.integers(1, 2)), draw(st.integers(1, 2)), n, head_dim, size, options)
 
 
 def make_tokens(name: str, case: Case, dtype: torch.dtype = torch.float64, seed: int = 0) -> list[Tensor]:
-    """What each token brings, (batch, heads, n, …) each, in the order of the mechanism's arguments."""
+    """What each token brings, (batch, heads, n, …) each, in the order of the mechanism's arguments.
+
+    For a row of each chunk, each token brings one, of which `sequence` makes the chunk's.
+    """
     generator = torch.Generator().manual_seed(seed)
-
-    def normal(*dims: int) -> Tensor:
-        # Drawn in float32 so that both precisions see the same numbers.
-        x = torch.randn(case.batch, case.heads, case.n, *dims, generator=generator)
-        return x.to(dtype)
-
     p = case.head_dim
-    tokens = [normal(p) for _ in range({"bsbr": 5, "gau": 4}.get(name, 3))]
-    if name == "deltanet":
-        tokens.append(normal().sigmoid())
-    if name == "gau":
-        tokens.append(normal(p + 3))
-    return [x.requires_grad_() for x in tokens]
+    dims = {"head_dim": (p,), "key_dim": (p,), "value_dim": (p + 3,)}
+
+    def normal(argument: str, *rest: int) -> Tensor:
+        # Drawn in float32 so that both precisions see the same numbers.
+        x = torch.randn(case.batch, case.heads, case.n, *rest, generator=generator)
+        return (x.sigmoid() if argument == "beta" else x).to(dtype).requires_grad_()
+
+    return [normal(argument, *(dims[last[-1]] if len(last) > 1 else ())) for argument, last in shapes(name).items()]
 
 
 def sequence(name: str, case: Case, tokens: list[Tensor]) -> tuple[list[Tensor], dict[str, Any]]:
-    """The arguments of `reference` and `attend`: for bsbr, the last meta query and the mean meta key of each chunk."""
-    if name == "standard":
-        return tokens, {}
-    if name in ("linear", "deltanet", "hopfield"):
-        return tokens, case.options
-    if name == "sliding_window":
-        return tokens, {"window_size": case.size}
-    if name == "gau":
-        return tokens, {"chunk_size": case.size}
+    """The arguments of `reference` and `attend`: for bsbr, the last meta query and the mean meta key of each chunk.
+
+    Or the meta query of each token, where each chooses.
+    """
+    known = inspect.signature(MODULES[name].reference).parameters
+    options = {**case.options, **{size: case.size for size in SIZES if size in known}}
+    if MODULES[name] is not bsbr:
+        return tokens, options
     q, k, v, meta_q, meta_k = tokens
     complete = q.shape[2] // case.size
-    meta_q, meta_k = (x[:, :, : complete * case.size].unflatten(2, (complete, case.size)) for x in (meta_q, meta_k))
-    return [q, k, v, meta_q[:, :, :, -1], meta_k.mean(3)], {"chunk_size": case.size, **case.options}
+    last, meta_k = (x[:, :, : complete * case.size].unflatten(2, (complete, case.size)) for x in (meta_q, meta_k))
+    return [q, k, v, meta_q if each_chooses(case) else last[:, :, :, -1], meta_k.mean(3)], options
+
+
+def each_chooses(case: Case) -> bool:
+    return case.options.get("retrieval") == "per_token"
 
 
 def attend(name: str, case: Case, tokens: list[Tensor], **speed: int) -> Tensor:
     arguments, options = sequence(name, case, tokens)
-    if name in ("linear", "deltanet"):
+    if "chunk_size" in parameters(name):  # of linear and deltanet too, where it is a choice of speed
         options = {**options, "chunk_size": case.size, **speed}
     return MODULES[name].attend(*arguments, **options)
 
@@ -101,7 +136,9 @@ def reference(name: str, case: Case, tokens: list[Tensor]) -> Tensor:
 
 def prefill(name: str, case: Case, tokens: list[Tensor], lengths: Tensor) -> tuple[Tensor, Any]:
     arguments, options = sequence(name, case, tokens)
-    if name == "bsbr":  # step() is given each token's meta query and key too: it keeps the sum of the open chunk's
+    if (
+        MODULES[name] is bsbr
+    ):  # step() is given each token's meta query and key too: it keeps the sum of the open chunk's
         position, start = torch.arange(tokens[0].shape[2]), lengths[:, None] // case.size * case.size
         opened = (position >= start) & (position < lengths[:, None])
         out, state = bsbr.prefill(*arguments, lengths=lengths, **options)
@@ -111,20 +148,23 @@ def prefill(name: str, case: Case, tokens: list[Tensor], lengths: Tensor) -> tup
 
 def step(name: str, case: Case, token: list[Tensor], state: Any) -> tuple[Tensor, Any]:
     _, options = sequence(name, case, [x[:, :, None] for x in token])
-    if name == "bsbr":
+    if MODULES[name] is bsbr:
         return step_and_close(case, token, *state)
     return MODULES[name].step(*token, state, **options)
 
 
-def step_and_close(case: Case, token: list[Tensor], state: bsbr.State, opened: Tensor) -> tuple[Tensor, Any]:
+def step_and_close(case: Case, token: list[Tensor], state: bsbr.AnyState, opened: Tensor) -> tuple[Tensor, Any]:
     """As a mixer does it: a chunk's meta key is the mean of its tokens', its meta query the last one's."""
     q, k, v, meta_q, meta_k = token
-    local_chunks, top_k = case.options.get("local_chunks", 1), case.options.get("top_k")
-    out, state = bsbr.step(q, k, v, state, case.size, local_chunks)
+    options = {"local_chunks": 1, "top_k": None, "retrieval": "states", **case.options}
+    local_chunks, top_k, retrieval = (options[name] for name in ("local_chunks", "top_k", "retrieval"))
+    own = meta_q if each_chooses(case) else None
+    out, state = bsbr.step(q, k, v, state, case.size, local_chunks, None, retrieval, own)
     opened = opened + meta_k
     rows = bsbr.ended(state, case.size)
     if len(rows):
-        state = bsbr.close(rows, meta_q[rows], opened[rows] / case.size, state, case.size, local_chunks, top_k)
+        sizes = case.size, local_chunks, top_k, None, retrieval
+        state = bsbr.close(rows, meta_q[rows], opened[rows] / case.size, state, *sizes)
         opened[rows] = 0
     return out, (state, opened)
 
@@ -146,22 +186,34 @@ def gradients(out: Tensor, tokens: list[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for g, x in zip(found, tokens, strict=True)]
 
 
-@every_mechanism
+@every_drawn
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-10), (torch.float32, 1e-4)], ids=["f64", "f32"])
 @given(data=st.data())
 @CHECKS
 def test_the_fast_form_is_the_formula(name, dtype, bound, data):
-    """Outputs and the gradients of every input, against the formula in float64."""
+    """Outputs and the gradients of every input, against the formula in float64.
+
+    Where the formula itself, in the same dtype, is further off than the bound (its gradients cancel), as near as that.
+    """
     case = data.draw(cases(name))
     tokens, exact_tokens = make_tokens(name, case, dtype), make_tokens(name, case, torch.float64)
     out, exact = attend(name, case, tokens), reference(name, case, exact_tokens)
     assert out.dtype == dtype
     assert relative_error(out, exact) < bound
-    for found, expected in zip(gradients(out, tokens), gradients(exact, exact_tokens), strict=True):
-        assert relative_error(found, expected) < bound
+    found, expected = gradients(out, tokens), gradients(exact, exact_tokens)
+    own = gradients(reference(name, case, tokens), tokens)
+    bounds = [max(bound, 4 * relative_error(*pair)) for pair in zip(own, expected, strict=True)]
+    check_gradients(name, found, expected, bounds)
 
 
-@every_mechanism
+def check_gradients(name: str, found: list[Tensor], expected: list[Tensor], bounds: list[float]) -> None:
+    """Every input's, and the message has the errors of all: dq, dk, dv, …"""
+    arguments = [*shapes(name), "compress", "expand"][: len(found)]
+    errors = {f"d{x}": relative_error(*pair) for x, *pair in zip(arguments, found, expected, strict=True)}
+    assert all(error < bound for error, bound in zip(errors.values(), bounds, strict=True)), errors
+
+
+@every_drawn
 @given(data=st.data())
 @CHECKS
 def test_stepping_from_any_split_is_reading_at_once(name, data):
@@ -180,10 +232,10 @@ def test_stepping_from_any_split_is_reading_at_once(name, data):
         assert relative_error(out, whole[rows, :, lengths + later]) < 1e-10
 
 
-@every_mechanism
-def test_a_long_decode_is_reading_at_once(name):
+@every_retrieval
+def test_a_long_decode_is_reading_at_once(name, options):
     """Further than any ring, chunk group or cache reaches."""
-    case = Case(batch=2, heads=1, n=200, head_dim=4, size=5, options={})
+    case = Case(batch=2, heads=1, n=200, head_dim=4, size=5, options=options)
     tokens = [x.detach() for x in make_tokens(name, case)]
     whole = attend(name, case, tokens)
     _, state = prefill(name, case, [x[:, :, :3] for x in tokens], torch.tensor([3, 1]))
@@ -194,7 +246,7 @@ def test_a_long_decode_is_reading_at_once(name):
         positions = positions + 1
 
 
-@every_mechanism
+@every_drawn
 @given(data=st.data())
 @CHECKS
 def test_no_mechanism_sees_the_future(name, data):
@@ -219,12 +271,12 @@ def test_the_chunk_is_a_choice_of_speed_only(name):
         assert relative_error(attend(name, case, tokens, chunk_size=chunk_size), exact) < 1e-12
 
 
-@every_mechanism
+@every_retrieval
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
 @pytest.mark.parametrize("n", [1, 300])
-def test_half_precision_stays_close_and_finite(name, dtype, n):
+def test_half_precision_stays_close_and_finite(name, options, dtype, n):
     """Inputs five times as large as usual; every step of the arithmetic must stay in the range of the dtype."""
-    case = Case(batch=1, heads=2, n=n, head_dim=16, size=64, options={})
+    case = Case(batch=1, heads=2, n=n, head_dim=16, size=64, options=options)
     large = 1.0 if name == "deltanet" else 5.0
     tokens = [(x.detach() * large).to(dtype).requires_grad_() for x in make_tokens(name, case)]
     out = attend(name, case, tokens)
@@ -243,6 +295,48 @@ def prefill_all_but_last(name: str, case: Case, tokens: list[Tensor]) -> Any:
     return prefill(name, case, before, torch.full((case.batch,), case.n - 1))[1]
 
 
+@every_drawn
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+@given(data=st.data())
+@settings(CHECKS, max_examples=15)
+def test_outliers_of_half_precision_stay_finite(name, dtype, data):
+    """A few dimensions of keys and values are far from zero, as pretrained models have them, and no sum overflows.
+
+    Queries are small, so that every output is in range; each value alone is far below the largest of float16.
+    """
+    size, n = data.draw(st.sampled_from([16, 64, 128])), data.draw(st.integers(1, 400))
+    case = data.draw(cases(name))._replace(size=size, n=n)
+    shift = data.draw(st.sampled_from([24.0, 100.0]))
+    tokens = []
+    for argument, x in zip(shapes(name), make_tokens(name, case), strict=True):
+        far = shift if argument in ("k", "v", "k_lin") else 0.0
+        tokens.append((x.detach() * (1e-3 if argument in ("q", "q_lin") else 1.0) + far).to(dtype))
+    wide = [x.double() for x in tokens]
+    exact = reference(name, case, wide)
+    whole, last = attend(name, case, tokens), torch.full((case.batch,), case.n)
+    assert relative_error(whole, exact) < 16 * torch.finfo(dtype).eps
+    _, state = prefill(name, case, tokens, last)
+    assert all(x.isfinite().all() for x in leaves(state) if x.is_floating_point())
+
+
+def leaves(state: Any) -> list[Tensor]:
+    return [state] if isinstance(state, Tensor) else [x for part in state for x in leaves(part)]
+
+
+@every_option
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["f16", "bf16"])
+def test_autocast_is_as_exact_as_its_inputs(name, options, dtype):
+    """Under autocast, inputs in float32 as in half precision: no sum over the sequence loses digits or overflows."""
+    case = Case(batch=1, heads=2, n=300, head_dim=16, size=64, options=options)
+    tokens = [x.detach() for x in make_tokens(name, case, torch.float32)]
+    right = reference(name, case, [x.double() for x in tokens])
+    for given_as in (torch.float32, dtype):
+        with torch.autocast("cpu", dtype):
+            found = attend(name, case, [x.to(given_as) for x in tokens])
+            step(name, case, [x[:, :, -1].to(given_as) for x in tokens], prefill_all_but_last(name, case, tokens))
+        assert relative_error(found, right) < 8 * torch.finfo(dtype).eps
+
+
 @every_mechanism
 def test_degenerate_tokens_give_finite_outputs_and_gradients(name):
     """All tokens zero, and all tokens the same: nothing to normalise by, nothing to tell apart."""
@@ -256,10 +350,10 @@ def test_degenerate_tokens_give_finite_outputs_and_gradients(name):
             assert all(g.isfinite().all() for g in gradients(out, same))
 
 
-@every_mechanism
-def test_nothing_of_size_n_by_n_is_built(name):
+@every_retrieval
+def test_nothing_of_size_n_by_n_is_built(name, options):
     n = 1024
-    case = Case(batch=1, heads=1, n=n, head_dim=8, size=32, options={})
+    case = Case(batch=1, heads=1, n=n, head_dim=8, size=32, options=options)
     tokens = make_tokens(name, case, torch.float32)
     with LargestTensor() as largest:
         gradients(attend(name, case, tokens), tokens)
@@ -279,10 +373,11 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-@every_mechanism
-def test_the_fast_form_compiles_without_graph_breaks(name):
-    case = Case(batch=1, heads=2, n=50, head_dim=8, size=16, options={})
+@every_retrieval
+def test_the_fast_form_compiles_without_graph_breaks(name, options):
+    case = Case(batch=1, heads=2, n=50, head_dim=8, size=16, options=options)
     tokens = [x.detach() for x in make_tokens(name, case)]
+    torch.compiler.reset()  # one function is compiled anew for a few cases only
     compiled = torch.compile(lambda *tokens: attend(name, case, list(tokens)), fullgraph=True, backend="aot_eager")
     assert relative_error(compiled(*tokens), attend(name, case, tokens)) < 1e-12
 
@@ -298,16 +393,63 @@ def test_hopfield_with_one_step_is_standard_attention():
     assert torch.equal(hopfield.attend(q, k, v), standard.attend(q, k, v))
 
 
+@pytest.mark.parametrize("retrieval", ["states", "uniform", "per_token"])
 @pytest.mark.parametrize("n", [7, 8, 9, 30])
-def test_compressed_states_of_bsbr_follow_the_formula(n):
+def test_compressed_states_of_bsbr_follow_the_formula(n, retrieval):
     generator = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
 
-    inputs = [normal(2, 3, n, 8) for _ in range(3)] + [normal(2, 3, n // 4, 8) for _ in range(2)]
+    rows = n if retrieval == "per_token" else n // 4
+    inputs = [normal(2, 3, n, 8) for _ in range(3)] + [normal(2, 3, rows, 8), normal(2, 3, n // 4, 8)]
     maps = [normal(3, 8, 2), normal(3, 2, 8)]
-    formula, fast = (form(*inputs, 4, 1, None, *maps) for form in (bsbr.reference, bsbr.attend))
+    formula, fast = (form(*inputs, 4, 1, None, *maps, retrieval) for form in (bsbr.reference, bsbr.attend))
     assert relative_error(fast, formula) < 1e-10
-    for found, expected in zip(gradients(fast, inputs + maps), gradients(formula, inputs + maps), strict=True):
-        assert relative_error(found, expected) < 1e-10
+    check_gradients("bsbr", gradients(fast, inputs + maps), gradients(formula, inputs + maps), [1e-10] * 7)
+
+
+# -- What is refused ------------------------------------------------------------------------------
+
+
+@every_mechanism
+@given(data=st.data())
+@settings(CHECKS, max_examples=15)
+def test_tensors_that_do_not_fit_each_other_are_named(name, data):
+    case = data.draw(cases(name))
+    arguments, options = sequence(name, case, [x.detach() for x in make_tokens(name, case)])
+    if "chunk_size" in parameters(name):
+        options["chunk_size"] = case.size
+    wrong = data.draw(st.integers(1, len(arguments) - 1))
+    dim = data.draw(st.integers(0, arguments[wrong].ndim - 1))
+    for form in (MODULES[name].attend, MODULES[name].prefill):
+        changed = list(arguments)
+        changed[wrong] = torch.cat(
+            [changed[wrong], changed[wrong].narrow(dim, 0, min(1, changed[wrong].shape[dim]))], dim
+        )
+        if changed[wrong].shape != arguments[wrong].shape and not is_alone(name, wrong, dim):
+            with pytest.raises(ValueError, match=r" must (be a tensor of shape \(.*\), where|have a row for each)"):
+                form(*changed, **options)
+        changed[wrong] = arguments[wrong][0]
+        with pytest.raises(ValueError, match=f"^{list(shapes(name))[wrong]} must be a tensor of shape"):
+            form(*changed, **options)
+        changed[wrong] = arguments[wrong].tolist()
+        with pytest.raises(ValueError, match=f"^{list(shapes(name))[wrong]} must be a tensor of shape"):
+            form(*changed, **options)
+
+
+def is_alone(name: str, argument: int, dim: int) -> bool:
+    """Values may have any size where no other argument has it: in gau."""
+    names = ["batch", "heads", *list(shapes(name).values())[argument]]
+    return names[dim] == "value_dim" and sum(names[dim] in dims for dims in shapes(name).values()) == 1
+
+
+@every_mechanism
+def test_options_that_are_out_of_range_are_named(name):
+    case = Case(batch=1, heads=1, n=9, head_dim=4, size=4, options={})
+    arguments, options = sequence(name, case, [x.detach() for x in make_tokens(name, case)])
+    numbers = {option for option, kind in parameters(name).items() if {int, float} & {kind, *get_args(kind)}}
+    for option in numbers:
+        for value in (0, -1, "4", math.nan, True):
+            with pytest.raises(ValueError, match=f"{option} must be a .* but is {re.escape(repr(value))}"):
+                MODULES[name].attend(*arguments, **{**options, option: value})

@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bsbr import MECHANISMS, ConversionConfig, ModelConfig, TransformerLM, convert
-from bsbr.convert import attention as converted
-from bsbr.measure import attention_maps as maps
-from bsbr.mixers import Rotary
+from bsbr import MECHANISMS, ConversionConfig, ModelConfig, TransformerLM, convert, mixers
+from bsbr.conversion import attention as converted
+from bsbr.conversion import calibrate
+from bsbr.conversion.reference import reference
+from bsbr.conversion.states import Fit
+from bsbr.rotary import Rotary
+from bsbr.studies import attention_maps as maps
 
 CLOSE = {"rtol": 1e-10, "atol": 1e-10}
 SMALL = ConversionConfig(chunk_size=8, local_chunks=2, sink_tokens=4, retrieval="top_k", top_k=2, block_size=4)
@@ -24,6 +27,8 @@ RUNGS = {
     "states": replace(SMALL, retrieval="states"),
     "top_k": SMALL,
     "top_k_per_token": replace(SMALL, retrieval="top_k_per_token"),
+    "both": replace(SMALL, retrieval="both", top_k=1),
+    "original below": replace(SMALL, original_below=21),
 }
 
 
@@ -31,7 +36,7 @@ def mixer_and_input(name: str, n: int = 45) -> tuple[Any, Tensor, Rotary]:
     """One mixer with random weights, in float64, whose chunks and windows do not divide n."""
     torch.manual_seed(0)
     config = ModelConfig(name, hidden_dim=32, num_heads=2, chunk_size=8, window_size=7, key_dim=16)
-    mixer = MECHANISMS[name](config).double()
+    mixer = mixers.make(config).double()
     x = torch.randn(2, n, 32, dtype=torch.float64)
     return mixer, x, Rotary.at(torch.arange(n)[None], mixer.rotary_dim, x.dtype)
 
@@ -82,7 +87,7 @@ def test_softmax_rows_are_those_of_the_fused_kernel() -> None:
 @pytest.mark.parametrize("n", [16, 64, 61])
 def test_converted_rows_times_values_are_the_outputs_of_the_reference(rung: str, n: int) -> None:
     q, k, v = queries_and_keys(n)
-    expected = converted.reference(q[None], k[None], v[None], RUNGS[rung], 0.25)[0].transpose(0, 1)
+    expected = reference(q[None], k[None], v[None], RUNGS[rung], 0.25)[0].transpose(0, 1)
     for start in range(0, n, 8):
         end = min(start + 8, n)
         rows = maps.converted_rows(q, k, RUNGS[rung], 0.25, start, end)
@@ -142,6 +147,33 @@ def test_looking_changes_neither_the_output_nor_the_model(llama: LlamaForCausalL
             before = model(ids).logits
             seen(model, ids)
             assert torch.equal(model(ids).logits, before)
+
+
+def test_layers_that_a_conversion_left_as_they_were_are_drawn_as_softmax_attention(llama: LlamaForCausalLM) -> None:
+    ids = torch.randint(50, (1, 61))
+    first, second = seen(llama, ids), seen(convert(llama, SMALL), ids)
+    for found, expected, rest in (
+        (seen(convert(llama, replace(SMALL, layers=(1,))), ids), first, 1),
+        (seen(convert(llama, replace(SMALL, layers=(0,))), ids), second, 0),
+    ):
+        torch.testing.assert_close(found[0], expected[0], rtol=1e-5, atol=1e-7)
+        leaves_out = [(layer[:, -1] == 0).any() for layer in found]
+        assert leaves_out == [rest == 0, rest == 1]
+
+
+def test_the_map_of_a_calibrated_layer_is_what_it_reads(llama: LlamaForCausalLM) -> None:
+    q, k, v = queries_and_keys(61)
+    fit = Fit(6, 16).double()
+    with torch.no_grad():
+        for parameter in fit.parameters():
+            parameter.add_(torch.rand_like(parameter) / 4)
+        expected = reference(q[None], k[None], v[None], RUNGS["states"], 0.25, fit)[0].transpose(0, 1)
+        rows = maps.converted_rows(q, k, RUNGS["states"], 0.25, 40, 61, fit=fit)
+    torch.testing.assert_close(rows @ v.repeat_interleave(3, 0), expected[:, 40:], **CLOSE)
+    fitted = convert(llama, RUNGS["states"])
+    calibrate(fitted, [torch.randint(50, (1, 61))], steps=2)
+    ids = torch.randint(50, (1, 61))
+    assert not torch.allclose(seen(fitted, ids)[0], seen(convert(llama, RUNGS["states"]), ids)[0], atol=1e-4)
 
 
 def test_a_converted_models_rows_sum_to_one_and_leave_most_far_tokens_out(llama: LlamaForCausalLM) -> None:

@@ -1,33 +1,15 @@
 """What is true of `TransformerLM` whatever its mechanism: nothing here names one, except where it compares two."""
 
 import dataclasses
-import json
+import math
+import re
 
 import pytest
 import torch
-from torch import Tensor
+from models import VOCAB, every_mechanism, make, padding_mask, tokens
 
-from bsbr import MECHANISMS, ModelConfig, TransformerLM
-
-VOCAB = 61
-OPTIONS: list[dict] = [{"mechanism": name} for name in MECHANISMS] + [
-    {"mechanism": "bsbr", "compression_factor": 2},
-    {"mechanism": "bsbr", "compression_factor": 4, "local_chunks": 2},
-    {"mechanism": "bsbr", "compression_factor": 8, "top_k": 2},
-    {"mechanism": "bsbr", "local_chunks": 3, "top_k": 1},
-]
-every_mechanism = pytest.mark.parametrize("options", OPTIONS, ids=lambda o: "-".join(str(v) for v in o.values()))
-
-
-def make(dtype: torch.dtype = torch.float64, chunk_size: int = 8, **options) -> TransformerLM:
-    torch.manual_seed(0)
-    sizes = dict(vocab_size=VOCAB, hidden_dim=32, num_heads=2, num_layers=2, ff_dim=48, window_size=8)
-    model = TransformerLM(ModelConfig(**{**sizes, "chunk_size": chunk_size, **options}))
-    return model.to(dtype).eval()
-
-
-def tokens(*shape: int, seed: int = 1) -> Tensor:
-    return torch.randint(VOCAB, shape, generator=torch.Generator().manual_seed(seed))
+from bsbr import ModelConfig, TransformerLM
+from bsbr.model import leaves
 
 
 @every_mechanism
@@ -109,18 +91,6 @@ def test_bsbr_with_one_chunk_is_standard_attention_with_the_same_weights():
 
 
 @every_mechanism
-def test_low_precision_training_step_and_dropout_stay_finite(options):
-    for dtype in (torch.float32, torch.bfloat16):
-        model = make(dtype, dropout=0.1, **options).train()
-        for n in (1, 8, 45):
-            loss = model(tokens(2, n)).float().logsumexp(-1).mean()
-            loss.backward()
-        assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
-        assert not torch.equal(model(tokens(2, 21)), model(tokens(2, 21)))  # dropout draws anew
-        assert torch.equal(model.eval()(tokens(2, 21)), model(tokens(2, 21)))
-
-
-@every_mechanism
 def test_gradient_checkpointing_changes_no_gradient(options):
     model = make(**options).train()
     gradients = []
@@ -132,39 +102,56 @@ def test_gradient_checkpointing_changes_no_gradient(options):
 
 
 @every_mechanism
-def test_a_saved_model_loads_to_the_same_logits(options, tmp_path):
-    model = make(torch.bfloat16, **options)
-    model.save_pretrained(tmp_path / "model")
-    loaded = TransformerLM.from_pretrained(tmp_path / "model")
-    assert loaded.config == model.config
-    assert torch.equal(loaded(tokens(1, 21)), model(tokens(1, 21)))
-    assert sorted(p.name for p in (tmp_path / "model").iterdir()) == ["config.json", "model.safetensors"]
+def test_what_stands_at_padding_need_not_be_finite(options):
+    """A row of the embedding that was never trained, as after a table grew."""
+    model, mask = make(**options), padding_mask([30, 21, 9], "left")
+    ids = tokens(3, 30).clamp(max=VOCAB - 2)
+    padded = torch.where(mask, ids, VOCAB - 1)
+    right, (logits, right_state) = model.encode(ids, mask), model.prefill(ids, mask)
+    for value in (torch.nan, torch.inf):
+        with torch.no_grad():
+            model.embedding.weight[VOCAB - 1] = value
+        assert torch.equal(model.encode(padded, mask), right)
+        found, state = model.prefill(padded, mask)
+        torch.testing.assert_close(found[:, :-1], logits[:, :-1])
+        for t in range(20):
+            found, state = model.step(ids[:, t], state)
+            assert found[:, :-1].isfinite().all()
+    with torch.no_grad():
+        model.embedding.weight[VOCAB - 1] = 0.0
+    assert right_state.length.tolist() == [30, 21, 9]
 
 
-def test_loading_says_what_is_wrong_with_a_folder(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no config\.json"):
-        TransformerLM.from_pretrained(tmp_path)
-    make(mechanism="bsbr").save_pretrained(tmp_path)
-    config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "hidden_dim": 64}))
-    with pytest.raises(ValueError, match=r"not of the config beside it.*blocks.0.ff"):
-        TransformerLM.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps({**config, "flash": True}))
-    with pytest.raises(ValueError, match="does not know: flash"):
-        TransformerLM.from_pretrained(tmp_path)
+@every_mechanism
+def test_gradients_pass_through_decoding_as_through_a_whole_pass(options):
+    model, ids = make(**options), tokens(2, 45)
+    gradients = []
+    for decode in (False, True):
+        model.zero_grad()
+        if decode:
+            logits, state = model.prefill(ids[:, :13])
+            outputs = [logits]
+            for t in range(13, 45):
+                logits, state = model.step(ids[:, t], state)
+                outputs.append(logits)
+            found = torch.stack(outputs, dim=1)
+        else:
+            found = model(ids)[:, 12:]
+        found.square().mean().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name in gradients[0]:
+        torch.testing.assert_close(gradients[1][name], gradients[0][name], rtol=1e-8, atol=1e-12, msg=name)
 
 
-def test_a_failed_save_leaves_the_old_files_whole(tmp_path, monkeypatch):
-    make(mechanism="bsbr").save_pretrained(tmp_path)
-    before = {p.name: p.read_bytes() for p in tmp_path.iterdir()}
-
-    def full_disk(source, target):
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr("os.replace", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        make(mechanism="standard").save_pretrained(tmp_path)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == before
+@every_mechanism
+def test_a_state_of_inference_mode_can_be_stepped_outside_it(options):
+    model, ids = make(**options), tokens(2, 21)
+    with torch.inference_mode():
+        _, state = model.prefill(ids[:, :15])
+    for t in range(15, 21):
+        with torch.no_grad():
+            logits, state = model.step(ids[:, t], state)
+    torch.testing.assert_close(logits, model(ids)[:, -1], rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -176,11 +163,39 @@ def test_a_failed_save_leaves_the_old_files_whole(tmp_path, monkeypatch):
         ({"num_layers": 1.5}, "num_layers must be a whole number ≥ 1"),
         ({"top_k": 0}, "top_k must be a whole number ≥ 1 or None"),
         ({"dropout": 1.0}, r"dropout must lie in \[0, 1\)"),
+        ({"dropout": "0.1"}, r"dropout must lie in \[0, 1\)"),
+        ({"dropout": float("nan")}, r"dropout must lie in \[0, 1\)"),
+        (
+            {"mechanism": ["bsbr", "mamba"]},
+            "mechanism must be one of standard, bsbr, .* or a list with one for each lay",
+        ),
+        ({"mechanism": []}, "mechanism must be one of standard, bsbr"),
+        ({"mechanism": {"bsbr"}}, "mechanism must be one of standard, bsbr"),
+        (
+            {"mechanism": ["bsbr"] * 3 + ["standard"]},
+            "mechanism must be one name, or one for each of num_layers = 2 layers, but has 4; set num_layers=4",
+        ),
+        ({"short_conv": 0}, "short_conv must be a whole number ≥ 1 or None, but is 0"),
+        ({"short_conv": True}, "short_conv must be a whole number ≥ 1 or None, but is True"),
+        ({"hidden_dim": "256"}, "hidden_dim must be a whole number ≥ 1"),
+        ({"window_size": 2**31 + 1}, "window_size must be at most 2,147,483,648, but is 2147483649"),
+        ({"num_layers": 1_000_000}, "num_layers must be at most 1000, but is 1000000"),
+        ({"beta": "1"}, r"beta must lie in \(0, 1\]"),
+        ({"beta": float("nan")}, r"beta must lie in \(0, 1\]"),
+        ({"inverse_temperature": float("inf")}, "inverse_temperature must be > 0 and finite"),
+        ({"inverse_temperature": "2"}, "inverse_temperature must be > 0 and finite"),
+        ({"feature_map": None}, "feature_map must be a name"),
+        ({"retrieval": None}, "retrieval must be a name"),
     ],
 )
 def test_a_config_that_makes_no_model_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig(**{"mechanism": "bsbr", **options})
+
+
+def test_a_dict_is_no_config():
+    with pytest.raises(ValueError, match=r"config must be a ModelConfig, but is a dict; write ModelConfig\(mechanism"):
+        TransformerLM({"mechanism": "bsbr"})
 
 
 def test_a_compression_factor_that_does_not_divide_head_dim_is_refused():
@@ -193,6 +208,9 @@ def test_a_compression_factor_that_does_not_divide_head_dim_is_refused():
     [
         (torch.zeros(5, dtype=torch.long), None, r"input_ids must be .* of shape \(batch, n\)"),
         (torch.zeros(1, 5), None, "input_ids must be int64 or int32"),
+        ([[1, 2]], None, r"input_ids must be int64 or int32 of shape \(batch, n\), but is \[\[1, 2\]\]"),
+        ("text", None, "input_ids must be int64 or int32 .* but is 'text'; tokenise first"),
+        (tokens(1, 5), [[1] * 5], "attention_mask must be a tensor"),
         (torch.zeros(1, 0, dtype=torch.long), None, "input_ids must hold at least one row of one token"),
         (torch.zeros(0, 5, dtype=torch.long), None, "input_ids must hold at least one row of one token"),
         (torch.full((1, 5), VOCAB), None, f"input_ids must lie in 0 … {VOCAB - 1}"),
@@ -211,12 +229,82 @@ def test_bad_input_is_named(ids, mask, message):
             call(ids, mask)
 
 
-def test_bad_generation_options_are_named():
-    model = make(mechanism="bsbr")
-    with pytest.raises(ValueError, match="max_new_tokens must be ≥ 0"):
-        model.generate(tokens(1, 5), max_new_tokens=-1)
-    with pytest.raises(ValueError, match="temperature must be ≥ 0"):
-        model.generate(tokens(1, 5), max_new_tokens=1, temperature=-0.1)
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("max_new_tokens", value) for value in (-1, 2.5, math.nan, True, "5", 10**12)),
+        *(("temperature", value) for value in (-0.1, math.nan, "hot", None, True)),
+        *(("eos_token_id", value) for value in (-1, VOCAB, 2.0, "end")),
+    ],
+)
+def test_bad_generation_options_are_named(option, value):
+    with pytest.raises(ValueError, match=f"{option} must .* but is {re.escape(repr(value))}"):
+        make(mechanism="bsbr").generate(tokens(1, 5), **{"max_new_tokens": 1, option: value})
+
+
+def test_the_hottest_temperature_draws_evenly_and_broken_logits_are_named():
+    model = make(mechanism="standard")
+    assert model.generate(tokens(1, 5), 200, temperature=math.inf)[0, 5:].unique().numel() > VOCAB / 2
+    with torch.no_grad():
+        model.norm.weight.fill_(math.nan)
+    with pytest.raises(ValueError, match="logits must be finite to draw tokens from"):
+        model.generate(tokens(1, 5), 1, temperature=1.0)
+
+
+@every_mechanism
+def test_a_step_that_is_not_of_its_state_is_named(options):
+    model = make(**options)
+    _, state = model.prefill(tokens(3, 9))
+    for ids in (tokens(2), tokens(1), tokens(3, 1), torch.zeros(3), [1, 2, 3]):
+        with pytest.raises(ValueError, match=r"ids must be int64 or int32 of shape \(3,\), one id for each row"):
+            model.step(ids, state)
+    with pytest.raises(ValueError, match="ids must lie in 0 … 60"):
+        model.step(torch.full((3,), VOCAB), state)
+    with pytest.raises(ValueError, match="state must be what prefill or step of this model returned, 1 layers of"):
+        make(num_layers=1, **options).step(tokens(3), state)
+    other = make(mechanism="linear" if options["mechanism"] != "linear" else "standard")
+    with pytest.raises(ValueError, match=r"state must be what .* 2 layers of \w+\.\w+, but has 2 of \w+\.\w+"):
+        other.step(tokens(3), state)
+    with pytest.raises(ValueError, match="state must be what prefill or step of this model returned, but is a tuple"):
+        model.step(tokens(3), tuple(state))
+    with pytest.raises(ValueError, match=r"state must hold the same rows in all .* 2 and tensors of 3"):
+        model.step(tokens(2), state._replace(length=state.length[:2]))
+
+
+@pytest.mark.parametrize("size", [512, 2**31], ids=["512", "2^31"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"mechanism": "sliding_window", "window_size": 1},
+        {"mechanism": "bsbr", "local_chunks": 1},
+        {"mechanism": "bsbr", "local_chunks": 1, "chunk_size": 1},
+        {"mechanism": "bsbr", "chunk_size": 1, "top_k": 1},
+        {"mechanism": "bsbr", "local_chunks": 1, "retrieval": "uniform"},
+        {"mechanism": "bsbr", "local_chunks": 1, "top_k": 2, "retrieval": "exact"},
+        {"mechanism": "bsbr", "chunk_size": 1, "top_k": 2, "retrieval": "exact"},
+        {"mechanism": "bsbr", "top_k": 1, "retrieval": "exact"},
+        {"mechanism": "gau", "chunk_size": 1, "key_dim": 16},
+    ],
+    ids=lambda options: "-".join(map(str, options)),
+)
+def test_a_size_beyond_the_text_costs_no_more_than_the_text(options, size):
+    """Rows of 20 and 7 tokens decoded on by 180: what is kept grows with them, a little ahead."""
+    model = make(**{name: size if value == 1 else value for name, value in options.items()})
+    ids, mask = tokens(2, 200), padding_mask([20, 7], "right")
+    with torch.inference_mode():
+        logits, state = model.prefill(ids[:, :20], mask)
+        assert most_vectors(state) <= 64
+        for t in range(20, 200):
+            logits, state = model.step(ids[:, t], state)
+        texts = ids[:1], torch.cat([ids[1:, :7], ids[1:, 20:]], dim=1)
+        whole = torch.cat([model(text)[:, -1] for text in texts])
+    torch.testing.assert_close(logits, whole, rtol=1e-10, atol=1e-12)
+    assert most_vectors(state) <= 5 * 200
+
+
+def most_vectors(state):
+    """Of one head of one row, in the largest part of a state: those of tokens, or the rows of matrices."""
+    return max(x[0, 0].numel() // max(x.shape[-1], 1) for x in leaves(state.layers[0]) if x.ndim >= 4)
 
 
 def test_generation_stops_when_every_row_has_ended():
@@ -241,9 +329,3 @@ def test_sampling_is_repeatable_and_follows_the_temperature():
 def test_a_config_cannot_be_changed_under_a_model():
     with pytest.raises(dataclasses.FrozenInstanceError):
         make(mechanism="bsbr").config.chunk_size = 4  # type: ignore[misc]
-
-
-def padding_mask(lengths: list[int], side: str) -> Tensor:
-    position = torch.arange(max(lengths))
-    mask = position < torch.tensor(lengths)[:, None]
-    return mask if side == "right" else mask.flip(1)

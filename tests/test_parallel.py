@@ -13,8 +13,8 @@ from torch import Tensor
 
 from bsbr import ModelConfig, TransformerLM, parallel
 from bsbr.attention import standard
-from bsbr.measure.parallel import SOFTMAX, Sizes, bytes_per_layer, launch
 from bsbr.parallel import Layout
+from bsbr.studies.parallel import SOFTMAX, Sizes, bytes_per_layer, launch
 
 CHUNK = 8
 VOCAB = 61
@@ -34,11 +34,14 @@ CASES: dict[str, tuple[dict, dict[int, tuple[int, ...] | None]]] = {
     "window over several ranks": ({"local_chunks": 4}, {2: (8, 43), 4: (8, 8, 16, 21)}),
     "window over all": ({"local_chunks": 9}, {2: (16, 19), 4: (8, 8, 16, 5)}),
     "all options": ({"local_chunks": 3, "top_k": 2, "compression_factor": 2}, {2: None, 4: None}),
+    "short convolution": ({"short_conv": 4, "local_chunks": 2}, {2: None, 4: (8, 24, 8, 1)}),
+    "convolution over several ranks": ({"short_conv": 12}, {2: (24, 1), 4: (8, 8, 8, 11)}),
+    "a mechanism for each layer": ({"mechanism": ("bsbr", "bsbr"), "top_k": 1}, {2: None, 4: None}),
     "gradient checkpointing": ({"local_chunks": 2, "checkpointing": True}, {2: None, 4: None}),
 }
 
 
-def make(mechanism: str = "bsbr", checkpointing: bool = False, **options) -> TransformerLM:
+def make(mechanism: str | tuple[str, ...] = "bsbr", checkpointing: bool = False, **options) -> TransformerLM:
     torch.manual_seed(0)
     sizes = dict(vocab_size=VOCAB, hidden_dim=32, num_heads=2, num_layers=2, ff_dim=48, chunk_size=CHUNK)
     model = TransformerLM(ModelConfig(mechanism=mechanism, **{**sizes, **options})).double()
@@ -148,6 +151,12 @@ def softmax_arguments() -> Tensor:
     return torch.randn(4, 2, 3, 32, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
 
+def mixed() -> TransformerLM:
+    model = make()
+    model.norm.float()
+    return model
+
+
 def refusals() -> dict[str, str]:
     """What each misuse raises on this rank."""
     rank, ranks, model = dist.get_rank(), dist.get_world_size(), make()
@@ -159,6 +168,16 @@ def refusals() -> dict[str, str]:
         "no tokens": lambda: parallel.encode(model, tokens(0 if first else CHUNK)),
         "outside the vocabulary": lambda: parallel.encode(model, tokens(CHUNK) + (VOCAB if last else 0)),
         "mechanism": lambda: parallel.encode(make("standard"), tokens(CHUNK)),
+        "hybrid": lambda: parallel.encode(make(("bsbr", "linear")), tokens(CHUNK)),
+        "other convolution": lambda: parallel.encode(make(short_conv=4 if first else None), tokens(CHUNK)),
+        "retrieval": lambda: parallel.encode(make(retrieval="uniform"), tokens(CHUNK)),
+        "other chunks": lambda: parallel.encode(make(chunk_size=4 if first else CHUNK), tokens(CHUNK)),
+        "other window": lambda: parallel.encode(make(local_chunks=2 if last else 1), tokens(CHUNK)),
+        "other dtype": lambda: parallel.encode(make().float() if last else model, tokens(CHUNK)),
+        "other half": lambda: parallel.encode(make().half() if last else make().bfloat16(), tokens(CHUNK)),
+        "other layer's dtype": lambda: parallel.encode(mixed() if first else model, tokens(CHUNK)),
+        "other heads": lambda: parallel.encode(make(num_heads=1 if first else 2), tokens(CHUNK)),
+        "no number": lambda: parallel.part("75", CHUNK),
         "too short": lambda: parallel.part(CHUNK, CHUNK),
         "no group": lambda: parallel.part(100, CHUNK, "world"),
         "not in the group": (lambda: None) if first else lambda: parallel.part(100, CHUNK, only_first),
@@ -263,6 +282,16 @@ def test_the_bytes_counted_are_those_of_the_tensors_sent(ranks):
         ("no tokens", "input_ids must hold at least one row|rank 0 refused its slice"),
         ("outside the vocabulary", r"input_ids must lie in 0 … 60|rank \d refused its slice"),
         ("mechanism", r"model must mix by a mechanism that has a sequence-parallel form \(BSBR\), but uses 'standard'"),
+        ("hybrid", r"sequence-parallel form \(BSBR\), but uses 'linear' \(Linear\); run it in one process"),
+        ("other convolution", r"but its config \(a checksum\) is not"),
+        ("retrieval", "retrieval must be 'states' over several processes, but is 'uniform'; run it in one"),
+        ("other chunks", "model must be the same on every rank, but its chunk_size is not: by rank 4, 8"),
+        ("other window", "model must be the same on every rank, but its local_chunks is not: by rank 1"),
+        ("other dtype", "model must be the same on every rank, but its bits of a weight is not: by rank 64"),
+        ("other half", r"but its dtypes of weights \(a checksum\) is not"),
+        ("other layer's dtype", r"but its dtypes of weights \(a checksum\) is not"),
+        ("other heads", r"but its config \(a checksum\) is not"),
+        ("no number", "n must be a whole number ≥ 1, but is '75'"),
         ("too short", "n must be long enough to give each of . ranks a chunk of 8 tokens, but 8 tokens are 1 chunks"),
         ("no group", "group must be a torch.distributed process group .* but is 'world'"),
     ],

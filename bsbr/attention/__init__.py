@@ -6,7 +6,8 @@ One module a mechanism, each with the same names:
 `attend`     the fast form over a whole sequence, differentiable, the one that models use;
 `prefill`    `attend`, and the decoding state after each row's last real token;
 `step`       one more token from a state, whose tensors it may overwrite: use the state it returns;
-`State`      a NamedTuple of tensors, batch first.
+`State`      a NamedTuple of tensors, batch first;
+`operations` how many floating-point operations `attend` and its gradients take, from the sizes alone.
 
 All but `State` take a mechanism's options by the same keywords.
 

@@ -17,7 +17,16 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsbr.attention._shared import accumulate_in, is_before, scan, split_chunks
+from bsbr.attention._shared import (
+    Operations,
+    accumulate_in,
+    checked,
+    is_before,
+    no_autocast,
+    pieces,
+    scan,
+    split_chunks,
+)
 
 SMALLEST_NORM = 1e-6
 
@@ -46,6 +55,7 @@ def reference(
     return torch.stack(outputs, dim=2)
 
 
+@checked
 def attend(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -57,6 +67,7 @@ def attend(
     return _scan(q, k, v, beta, chunk_size)[0]
 
 
+@checked
 def prefill(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -82,9 +93,28 @@ def step(
     """One token after `state`: O(head_dim²) time, whatever came before."""
     dtype, memory = q.dtype, state.memory
     q, k = _normalise(q)[:, :, None], _normalise(k)[:, :, None]
-    correction = beta[..., None, None] * (v[:, :, None] - k @ memory)
-    memory = memory + k.transpose(-1, -2) * correction
-    return (q @ memory)[:, :, 0].to(dtype), State(memory)
+    with no_autocast(q):
+        correction = beta[..., None, None] * (v[:, :, None] - k @ memory)
+        memory = memory + k.transpose(-1, -2) * correction
+        return (q @ memory)[:, :, 0].to(dtype), State(memory)
+
+
+def operations(n: int, heads: int, head_dim: int, chunk_size: int = 64) -> Operations:
+    """Of `attend` on one row of n tokens."""
+    p, forward, solves, parts = head_dim, 0, 0, list(pieces(n, chunk_size))
+    for chunks, size in parts:
+        tokens = chunks * size
+        inside = 2 * tokens * size * p * (1 + 1 + 2 + 2)  # K Kᵀ, Q Kᵀ, T [K, V] and A [W, U]
+        solve = tokens * size * size  # its gradient is a solve and a whole product
+        outside = 2 * tokens * p * p * 3 + 2 * chunks * p * p * p  # Kᵀ [W, U], reading; S from chunk to chunk
+        forward += inside + solve + outside
+        solves += solve
+    last_chunks, last_size = parts[-1]
+    unused = 4 * p * p * p  # the state behind the last chunk
+    if last_chunks == 1:
+        unused += 8 * last_size * p * p  # what a chunk on its own would write to it
+    start = 2 * p * p * (last_size if n <= chunk_size else p)  # the constant that the first chunk reads or goes on from
+    return Operations.of_products(forward, solves - unused - start).times(heads)
 
 
 def _normalise(x: Float[Tensor, "*rest head_dim"]) -> Float[Tensor, "*rest head_dim"]:
@@ -124,7 +154,8 @@ def _scan(
         return out.flatten(2, 3)[:, :, :n].to(dtype), memory
 
     start = torch.zeros(*k.shape[:2], dim, v.shape[-1], dtype=wide, device=k.device)
-    return scan(read, (q, k, v, beta), start, chunk_size)
+    with no_autocast(q):
+        return scan(read, (q, k, v, beta), start, chunk_size)
 
 
 def _run(

@@ -19,14 +19,30 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsbr.attention._shared import accumulate_in, gather_tokens, is_before, running_sums, scan, split_chunks
+from bsbr.attention._shared import (
+    Operations,
+    accumulate_in,
+    checked,
+    gather_tokens,
+    is_before,
+    no_autocast,
+    pieces,
+    put,
+    running_sums,
+    scan,
+    split_chunks,
+    with_room,
+)
 
 
 class State(NamedTuple):
-    """The open chunk's keys and values (token t in slot t mod chunk_size); Σ k′ vᵀ over closed chunks, and over it."""
+    """The open chunk's keys and values (token t in slot t mod chunk_size); Σ k′ vᵀ over closed chunks, and over it.
 
-    k: Float[Tensor, "batch heads chunk_size key_dim"]
-    v: Float[Tensor, "batch heads chunk_size value_dim"]
+    `slots` are those of a chunk, or fewer while the text is shorter.
+    """
+
+    k: Float[Tensor, "batch heads slots key_dim"]
+    v: Float[Tensor, "batch heads slots value_dim"]
     closed: Float[Tensor, "batch heads key_dim value_dim"]
     opened: Float[Tensor, "batch heads key_dim value_dim"]
     length: Int[Tensor, " batch"]
@@ -53,6 +69,7 @@ def reference(
     return torch.cat(outputs, dim=2)
 
 
+@checked
 def attend(
     q: Float[Tensor, "batch heads n key_dim"],
     k: Float[Tensor, "batch heads n key_dim"],
@@ -65,6 +82,7 @@ def attend(
     return _scan(q, k, q_lin, k_lin, v, chunk_size)[0]
 
 
+@checked
 def prefill(
     q: Float[Tensor, "batch heads n key_dim"],
     k: Float[Tensor, "batch heads n key_dim"],
@@ -81,9 +99,10 @@ def prefill(
     start = lengths // chunk_size * chunk_size
     # No token reads the sum of its own chunk, so leaving out the open one changes no real token's output.
     out, closed = _scan(q, k, q_lin, k_lin * is_before(start, n), v, chunk_size)
-    held = (start[:, None] + torch.arange(chunk_size, device=q.device)).clamp(max=n - 1)
+    slots = min(chunk_size, n)
+    held = (start[:, None] + torch.arange(slots, device=q.device)).clamp(max=n - 1)
     held_k, held_v, held_k_lin = (gather_tokens(x, held) for x in (k, v, k_lin))
-    opened = _sum(held_k_lin * is_before(lengths - start, chunk_size), held_v)
+    opened = _sum(held_k_lin * is_before(lengths - start, slots), held_v)
     return out, State(held_k, held_v, closed, opened, lengths.clone())
 
 
@@ -99,17 +118,33 @@ def step(
     """One token after `state`: O(chunk_size · (key_dim + value_dim) + key_dim · value_dim), whatever came before."""
     position = state.length
     rows, slot = torch.arange(len(position), device=position.device), position % chunk_size
-    state.k[rows, :, slot] = k
-    state.v[rows, :, slot] = v
+    held_k, held_v = (
+        put(with_room(held, slot, chunk_size), (rows, slice(None), slot), x) for held, x in ((state.k, k), (state.v, v))
+    )
     begins = (slot == 0)[:, None, None, None]
     closed = state.closed + state.opened * begins
     opened = state.opened * ~begins + _sum(k_lin[:, :, None], v[:, :, None])
-    q, q_lin, keys, values = (x.to(accumulate_in(x.dtype)) for x in (q, q_lin, state.k, state.v))
-    scores = (q[:, :, None] @ keys.transpose(-1, -2)).relu().square() / (q.shape[-1] * chunk_size)
-    inside = scores * is_before(slot + 1, chunk_size).transpose(-1, -2)
+    q, q_lin, keys, values = (x.to(accumulate_in(x.dtype)) for x in (q, q_lin, held_k, held_v))
     earlier = (position - slot).clamp(min=1)[:, None, None, None]
-    out = inside @ values + q_lin[:, :, None] / earlier @ closed
-    return out[:, :, 0].to(v.dtype), State(state.k, state.v, closed, opened, position + 1)
+    with no_autocast(q):
+        scores = (q[:, :, None] @ keys.transpose(-1, -2)).relu().square() / (q.shape[-1] * chunk_size)
+        inside = scores * is_before(slot + 1, held_k.shape[2]).transpose(-1, -2)
+        out = inside @ values + q_lin[:, :, None] / earlier @ closed
+    return out[:, :, 0].to(v.dtype), State(held_k, held_v, closed, opened, position + 1)
+
+
+def operations(n: int, key_dim: int, value_dim: int, chunk_size: int) -> Operations:
+    """Of `attend` on one row of n tokens with one head."""
+    forward = triangles = 0
+    for chunks, size in pieces(n, chunk_size):
+        inside, sums_and_reading = (
+            2 * chunks * size * size * (key_dim + value_dim),
+            4 * chunks * size * key_dim * value_dim,
+        )
+        triangle = 2 * (chunks + 1) * chunks * key_dim * value_dim  # of ones: a constant, so it has no gradient
+        forward += inside + sums_and_reading + triangle
+        triangles += triangle
+    return Operations.of_products(forward, -triangles)
 
 
 def _sum(
@@ -117,7 +152,8 @@ def _sum(
 ) -> Float[Tensor, "batch heads key_dim value_dim"]:
     """Σ k′ vᵀ, in float32 or wider."""
     k_lin, v = (x.to(accumulate_in(x.dtype)) for x in (k_lin, v))
-    return k_lin.transpose(-1, -2) @ v
+    with no_autocast(v):
+        return k_lin.transpose(-1, -2) @ v
 
 
 def _scan(
@@ -145,4 +181,5 @@ def _scan(
         return out.flatten(2, 3)[:, :, :n].to(dtype), sums
 
     start = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
-    return scan(read, (q, k, q_lin * share[:, None], k_lin, v), start, chunk_size)
+    with no_autocast(q):
+        return scan(read, (q, k, q_lin * share[:, None], k_lin, v), start, chunk_size)

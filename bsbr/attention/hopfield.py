@@ -20,9 +20,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bsbr.attention import standard
+from bsbr.attention._shared import Operations, checked
 from bsbr.attention.standard import State
 
-__all__ = ["State", "attend", "prefill", "reference", "step"]
+__all__ = ["State", "attend", "operations", "prefill", "reference", "step"]
 
 
 def reference(
@@ -43,6 +44,7 @@ def reference(
     return torch.cat(outputs, dim=2)
 
 
+@checked
 def attend(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -56,6 +58,7 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=inverse_temperature)
 
 
+@checked
 def prefill(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -85,3 +88,10 @@ def step(
         query = F.scaled_dot_product_attention(query, keys, keys, attn_mask=written, scale=inverse_temperature)
     out = F.scaled_dot_product_attention(query, keys, values, attn_mask=written, scale=inverse_temperature)
     return out[:, :, 0], state
+
+
+def operations(
+    n: int, heads: int, head_dim: int, num_steps: int = 1, inverse_temperature: float | None = None
+) -> Operations:
+    """Of `attend` on one row of n tokens."""
+    return standard.operations(n, heads, head_dim).times(num_steps)

@@ -16,7 +16,17 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bsbr.attention._shared import accumulate_in, is_before, running_sums, scan, split_chunks
+from bsbr.attention._shared import (
+    Operations,
+    accumulate_in,
+    checked,
+    is_before,
+    no_autocast,
+    pieces,
+    running_sums,
+    scan,
+    split_chunks,
+)
 
 SMALLEST_DIVISOR = 1e-6
 
@@ -67,6 +77,7 @@ def reference(
     return torch.stack(outputs, dim=2)
 
 
+@checked
 def attend(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -82,6 +93,7 @@ def attend(
     return _scan(q, k, _with_one(v), feature_map_named(feature_map), chunk_size)[0]
 
 
+@checked
 def prefill(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -109,7 +121,22 @@ def step(
     dtype, phi = q.dtype, feature_map_named(feature_map)
     q, k, v = (x.to(accumulate_in(dtype)) for x in (q, k, _with_one(v)))
     sums = state.sums + phi(k)[..., None] * v[..., None, :]
-    return _divide((phi(q)[..., None, :] @ sums)[..., 0, :]).to(dtype), State(sums)
+    with no_autocast(q):
+        out = (phi(q)[..., None, :] @ sums)[..., 0, :]
+    return _divide(out).to(dtype), State(sums)
+
+
+def operations(n: int, heads: int, head_dim: int, feature_map: str = "elu", chunk_size: int = 64) -> Operations:
+    """Of `attend` on one row of n tokens."""
+    features, columns = feature_map_named(feature_map)(torch.zeros(1, head_dim)).shape[-1], head_dim + 1
+    forward = triangles = 0
+    for chunks, size in pieces(n, chunk_size):
+        inside = 2 * chunks * size * size * (features + columns)
+        sums_and_reading = 4 * chunks * size * features * columns
+        triangle = 2 * (chunks + 1) * chunks * features * columns  # of ones: a constant, so it has no gradient
+        forward += heads * (inside + sums_and_reading + triangle)
+        triangles += heads * triangle
+    return Operations.of_products(forward, -triangles)
 
 
 def feature_map_named(name: str) -> Callable[[Tensor], Tensor]:
@@ -148,4 +175,5 @@ def _scan(
 
     features = phi(k[:, :, :1].to(wide)).shape[-1]
     start = torch.zeros(*k.shape[:2], features, v.shape[-1], dtype=wide, device=k.device)
-    return scan(read, (q, k, v), start, chunk_size)
+    with no_autocast(q):
+        return scan(read, (q, k, v), start, chunk_size)

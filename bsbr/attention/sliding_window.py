@@ -15,14 +15,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bsbr.attention import standard
-from bsbr.attention._shared import gather_tokens, ring_tokens
+from bsbr.attention._shared import Operations, checked, fused, put, ring, ring_tokens, with_room
 
 
 class State(NamedTuple):
-    """Rings of the latest keys and values: token t lies in slot t mod window_size."""
+    """Rings of the latest keys and values: token t lies in slot t mod window_size. Shorter while the text is."""
 
-    k: Float[Tensor, "batch heads window_size head_dim"]
-    v: Float[Tensor, "batch heads window_size head_dim"]
+    k: Float[Tensor, "batch heads slots head_dim"]
+    v: Float[Tensor, "batch heads slots head_dim"]
     length: Int[Tensor, " batch"]
 
 
@@ -41,6 +41,7 @@ def reference(
     return torch.cat(outputs, dim=2)
 
 
+@checked
 def attend(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -49,14 +50,13 @@ def attend(
 ) -> Float[Tensor, "batch heads n head_dim"]:
     """`reference` block by block: b queries against the window + b keys they can reach, without copying any.
 
-    The first window of tokens is plain causal attention. Blocks shorter than the window waste less on keys that a query
-    cannot reach, blocks that are too short waste the processor.
+    The first window of tokens is plain causal attention.
     """
     n = q.shape[2]
     if n <= window_size:
         return standard.attend(q, k, v)
     first = standard.attend(*(x[:, :, :window_size] for x in (q, k, v)))
-    block = max(window_size // 4, 32)
+    block = _block(window_size)
     q, k, v = (F.pad(x, (0, 0, 0, (window_size - n) % block)).flatten(0, 1) for x in (q, k, v))
     k, v = (x.unfold(1, window_size + block, block).transpose(-1, -2) for x in (k, v))
     query, key = torch.arange(block, device=q.device), torch.arange(window_size + block, device=q.device)
@@ -67,6 +67,7 @@ def attend(
     return torch.cat([first, rest], dim=2)
 
 
+@checked
 def prefill(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -77,8 +78,7 @@ def prefill(
     """`attend`, and the rings after the first `lengths` tokens of each row (all n of them by default)."""
     if lengths is None:
         lengths = torch.full((q.shape[0],), q.shape[2], device=q.device)
-    held = ring_tokens(lengths - 1, window_size).clamp(min=0)  # slots not yet written are never read
-    state = State(gather_tokens(k, held), gather_tokens(v, held), lengths.clone())
+    state = State(ring(k, lengths, window_size), ring(v, lengths, window_size), lengths.clone())
     return attend(q, k, v, window_size), state
 
 
@@ -92,8 +92,22 @@ def step(
     """One token after `state`: O(window_size) time, whatever came before."""
     position = state.length
     rows = torch.arange(len(position), device=position.device)
-    state.k[rows, :, position % window_size] = k
-    state.v[rows, :, position % window_size] = v
-    written = (ring_tokens(position, window_size) >= 0)[:, None, None]
-    out = F.scaled_dot_product_attention(q[:, :, None], state.k, state.v, attn_mask=written)
-    return out[:, :, 0], state._replace(length=position + 1)
+    slot = rows, slice(None), position % window_size
+    keys, values = (put(with_room(held, position, window_size), slot, x) for held, x in ((state.k, k), (state.v, v)))
+    written = (ring_tokens(position, window_size, keys.shape[2]) >= 0)[:, None, None]
+    out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=written)
+    return out[:, :, 0], State(keys, values, position + 1)
+
+
+def operations(n: int, heads: int, head_dim: int, window_size: int) -> Operations:
+    """Of `attend` on one row of n tokens."""
+    if n <= window_size:
+        return standard.operations(n, heads, head_dim)
+    block = _block(window_size)
+    later = -(-(n - window_size) // block) * block
+    return standard.operations(window_size, heads, head_dim) + fused(later * (window_size + block), heads * head_dim)
+
+
+def _block(window_size: int) -> int:
+    """Queries read at once: fewer waste less on keys out of reach, too few waste the processor."""
+    return max(window_size // 4, 32)

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bsbr.attention._shared import Operations, checked, fused, put
+
 
 class State(NamedTuple):
     """The key/value cache: grows with the sequence, in steps of doubled capacity."""
@@ -29,6 +31,7 @@ def reference(
     return scores.masked_fill(future, -math.inf).softmax(-1) @ v
 
 
+@checked
 def attend(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -38,6 +41,7 @@ def attend(
     return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
 
+@checked
 def prefill(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -60,6 +64,11 @@ def step(
     keys, values, written, state = append(k, v, state)
     out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=written)
     return out[:, :, 0], state
+
+
+def operations(n: int, heads: int, head_dim: int) -> Operations:
+    """Of `attend` on one row of n tokens."""
+    return fused(n * (n + 1) // 2, heads * head_dim)
 
 
 def remember(
@@ -85,8 +94,8 @@ def append(
     if longest > keys.shape[2]:
         keys, values = _grow(keys, keys.shape[2]), _grow(values, values.shape[2])
     rows = torch.arange(len(length), device=length.device)
-    keys[rows, :, length] = k
-    values[rows, :, length] = v
+    keys = put(keys, (rows, slice(None), length), k)
+    values = put(values, (rows, slice(None), length), v)
     written = (torch.arange(longest, device=length.device) <= length[:, None])[:, None, None]
     return keys[:, :, :longest], values[:, :, :longest], written, State(keys, values, length + 1)
 
