@@ -10,7 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bsbr.tasks import small_gpt2, sources
+from bsbr import sources
+from bsbr.store.artefact import RECORD
+from bsbr.training import checkpoints, small_gpt2
 
 WORDS = ["the", "state", "of", "union", "is", "strong", "and", "people", "these", "states", "are", "many"]
 
@@ -26,46 +28,64 @@ def made_up_speeches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "load_speeches", lambda split=None: [speech(i) for i in ((9,) if split else range(4))])
 
 
-def silent(_: str) -> None:
-    """Reports to nobody."""
+def train() -> Path:
+    return small_gpt2.train("tiny", quiet=True)
 
 
-def stop(_: str) -> None:
+def stop(*_: object) -> None:
     raise KeyboardInterrupt
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "record.json"}
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in ("record.json", RECORD)}
 
 
 def test_the_loss_falls() -> None:
-    said: list[str] = []
-    folder = small_gpt2.train("tiny", said.append)
+    folder = train()
     record = small_gpt2.record("tiny")
     assert record["loss"] < math.log(512) - 0.5 and record["steps"] == 20 and record["tokens"] == 20 * 2 * 512
-    assert said[0].startswith("small GPT-2: step 5 of 20, loss ") and said[0].endswith(" s left")
     assert list(sources.cache_folder().iterdir()) == [folder]
 
 
 def test_what_is_trained_is_not_trained_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = small_gpt2.train("tiny", silent)
+    folder = train()
     monkeypatch.setattr(small_gpt2, "training_texts", stop)
-    assert small_gpt2.train("tiny", silent) == folder
+    assert train() == folder
 
 
 def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = files(small_gpt2.train("tiny", silent))
+    whole = files(train())
     monkeypatch.setenv("BSBR_CACHE", str(tmp_path / "other"))
+    written = checkpoints.write
+
+    def write_and_stop(*arguments: Any) -> None:
+        written(*arguments)
+        stop()
+
+    monkeypatch.setattr(checkpoints, "write", write_and_stop)
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt):
-            small_gpt2.train("tiny", stop)
-    said: list[str] = []
-    assert files(small_gpt2.train("tiny", said.append)) == whole
-    assert said[0].startswith("small GPT-2: step 15 of 20")
+            train()
+    monkeypatch.setattr(checkpoints, "write", written)
+    assert files(train()) == whole
+
+
+@pytest.mark.parametrize("damage", ["cut short", "missing", "altered"])
+def test_a_damaged_one_is_trained_again(damage: str) -> None:
+    whole = files(folder := train())
+    weights = folder / "model.safetensors"
+    if damage == "missing":
+        weights.unlink()
+    else:
+        content = weights.read_bytes()
+        weights.write_bytes(content[:-50] if damage == "cut short" else content[:-1] + b"x")
+    with pytest.raises(sources.SourceError, match="not trained yet, or damaged"):
+        small_gpt2.record("tiny")
+    assert files(train()) == whole
 
 
 def test_the_folder_is_any_hugging_face_folder() -> None:
-    folder = small_gpt2.train("tiny", silent)
+    folder = train()
     model, tokenizer = small_gpt2.load(folder)
     auto: list[Any] = [kind.from_pretrained(folder) for kind in (AutoModelForCausalLM, AutoTokenizer)]
     text = "The state of the union: café, 1790.\n"
