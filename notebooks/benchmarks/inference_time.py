@@ -4,7 +4,7 @@
 # How long does each mechanism take to read a text of $n$ tokens and to continue it, and how does that grow with $n$?
 
 # %% tags=["remove-input"]
-from bsbr import figures
+from bsbr.show import figures
 
 answer, claimed, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
@@ -17,7 +17,7 @@ answer, claimed, main_chart, origin = (figures.reserve(what) for what in ("answe
 # one another by more than any machine could explain.
 
 # %% tags=["hide-input"]
-from bsbr import claims
+from bsbr.show import claims
 
 TIME_TABLES = ["Inference Time", "Inference Time (seconds)", "Inference Speed Comparison"]
 
@@ -44,47 +44,57 @@ figures.table(
 # told to keep the memory that tensors free, as a GPU's allocator does, since getting it back from the system takes
 # longer than some of the arithmetic.
 #
+# Softmax attention is timed twice in prefill: by PyTorch's fused kernel (`standard`), which is what a user of PyTorch
+# gets, and by plain matrix products (`standard_unfused`), which store the matrix of scores, as implementations did when
+# the architectures of the documents were proposed. The documents name two sizes of models, so a few lengths are timed at
+# the larger one as well.
+#
 # In each cell the mechanisms take turns, round after round in rotated order, so that whatever slows the machine slows
 # all alike, and a speedup is the median of the ratios within a round. Times are medians. Intervals are 95 % ones from
 # order statistics, which assume nothing about the distribution. A control cell is repeated at the start, in the middle
-# and at the end: how far its times differ is the noise of this run. A cell goes on until every interval is narrow, or
-# until its limit of time. A mechanism that the growth of its own times puts beyond the limit for one call is not run at
-# that length; it gets a row that says so. [](../../book/method.md) has the details.
+# and at the end: how far its times differ is the noise of this run. How many rounds a cell has is fixed beforehand, by
+# how far a few rounds that do not count scatter. A mechanism that the growth of its own times puts beyond the limit for
+# one call is not run at that length; it gets a row that says so. [](../../book/method.md) has the details.
 
 # %% tags=["parameters", "remove-cell"]
 target = "cpu"
 profile = "quick"
 
 # %% tags=["hide-input"]
-from dataclasses import asdict
+import functools
 
 import pandas as pd
 import torch
 
-import bsbr.model
-from bsbr import MECHANISMS, ModelConfig, TransformerLM
-from bsbr.measure import machine, scaling, speed
-from bsbr.results import Sweep, is_out_of_memory, row, select
+from bsbr import MECHANISMS, TransformerLM
+from bsbr.measure import machine, speed
+from bsbr.store import Sweep, row
+from bsbr.studies import passes, scaling, tasks
 
-SIZES = {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512}
-SIZES |= {"chunk_size": 128, "window_size": 128}
-EVERY = list(MECHANISMS)
-PRECISION = 0.05  # of the median: the width of interval at which a cell ends
+MAIN, LARGE = "256x2x4", "512x4x8"
+SIZES = {
+    MAIN: {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512},
+    LARGE: {"vocab_size": 10_000, "hidden_dim": 512, "num_layers": 4, "num_heads": 8, "ff_dim": 2048},
+}
+COMMON = {"chunk_size": 128, "window_size": 128}
+EVERY, UNFUSED = list(MECHANISMS), passes.UNFUSED
+PRECISION = 0.05  # of the median: the width of interval that the number of rounds aims at
 PROFILES = {
     "tiny": {
-        "longest": 256, "control_n": 64, "new_tokens": 4, "seconds": 0.1, "min_rounds": 3, "longest_call": 3,
-        "batch": 2, "batched": [64], "compiled": {64: ["standard", "bsbr"]}, "longest_compile": 0,
+        "longest": 256, "large": [64], "control_n": 64, "new_tokens": 4, "seconds": 0.1, "min_rounds": 7,
+        "longest_call": 5, "batch": 2, "batched": [64], "compiled": {64: ["standard", "bsbr"]}, "longest_compile": 0,
         "ranges": [(64, 256)],
     },
     "quick": {
-        "longest": 4096, "control_n": 1024, "new_tokens": 50, "seconds": 3, "min_rounds": 7, "longest_call": 6,
-        "batch": 8, "batched": [256, 1024], "compiled": {512: ["standard", "bsbr"]}, "longest_compile": 60,
-        "ranges": [(64, 1024), (1024, 4096)],
+        "longest": 4096, "large": [1024], "control_n": 1024, "new_tokens": 50, "seconds": 3, "min_rounds": 7,
+        "longest_call": 6, "batch": 8, "batched": [256, 1024], "compiled": {512: ["standard", "bsbr"]},
+        "longest_compile": 60, "ranges": [(64, 1024), (1024, 4096)],
     },
     "full": {
-        "longest": 65536, "control_n": 1024, "new_tokens": 50, "seconds": 6, "min_rounds": 7, "longest_call": 4,
-        "batch": 8, "batched": [64, 256, 1024, 4096], "compiled": {512: EVERY, 4096: ["standard", "bsbr"]},
-        "longest_compile": 60, "ranges": [(64, 1024), (1024, 4096), (1024, 16384), (4096, 65536)],
+        "longest": 65536, "large": [64, 128, 256, 512, 1024, 2048, 4096], "control_n": 1024, "new_tokens": 50,
+        "seconds": 6, "min_rounds": 7, "longest_call": 4, "batch": 8, "batched": [64, 256, 1024, 4096],
+        "compiled": {512: EVERY, 4096: ["standard", "bsbr"]}, "longest_compile": 60,
+        "ranges": [(64, 1024), (64, 2048), (1024, 4096), (1024, 16384), (4096, 65536)],
     },
 }  # fmt: skip
 settings = PROFILES[profile]
@@ -96,129 +106,100 @@ keeps_freed_memory = machine.keep_freed_memory()
 # %% [markdown]
 # ## Measuring
 
+
 # %% tags=["hide-input"]
-torch.manual_seed(0)
-models = {name: TransformerLM(ModelConfig(mechanism=name, **SIZES)).to(device).eval() for name in mechanisms}
+@functools.cache
+def model_of(size: str, mechanism: str) -> TransformerLM:
+    return passes.model_of(mechanism, **SIZES[size], **COMMON).to(device).eval()
 
 
-def prefill_task(model: TransformerLM, ids: torch.Tensor) -> speed.Task:
-    def run(_: None) -> None:
-        with torch.inference_mode():
-            model.encode(ids)
-
-    return speed.Task(run)
+def random_ids(batch: int, n: int) -> torch.Tensor:
+    vocab_size = SIZES[MAIN]["vocab_size"]
+    return torch.randint(vocab_size, (batch, n), generator=torch.Generator().manual_seed(n)).to(device)
 
 
-def decode_task(model: TransformerLM, ids: torch.Tensor) -> speed.Task:
-    with torch.inference_mode():
-        logits, state = model.prefill(ids)
-
-    def run(start: bsbr.model.ModelState) -> None:
-        with torch.inference_mode():
-            token, now = logits.argmax(-1), start
-            for _ in range(settings["new_tokens"]):
-                scores, now = model.step(token, now)
-                token = scores.argmax(-1)
-
-    return speed.Task(run, prepare=lambda: speed.clone(state))
+def interleave(todo: dict[str, speed.Task]) -> dict[str, speed.Samples]:
+    return speed.interleave(todo, seconds=settings["seconds"], min_rounds=settings["min_rounds"], precision=PRECISION)
 
 
-def measure(phase: str, n: int, batch: int, mode: str, repeat: int | None = None) -> list[dict]:
+def measure(size: str, phase: str, n: int, batch: int, mode: str, repeat: int | None = None) -> list[dict]:
     """Time every mechanism in turn; one that does not fit into memory or time gets rows that say so."""
-    ids = torch.randint(SIZES["vocab_size"], (batch, n), generator=torch.Generator().manual_seed(n)).to(device)
-    if mode == "compiled":
-        return measure_compiled(n, ids)
-    make = decode_task if phase == "decode" else prefill_task
-    metrics = ("time", "time_per_token") if phase == "decode" else ("time",)
-    tasks, rows = {}, []
-    for name, model in models.items():
+    ids, decoding = random_ids(batch, n), phase == "decode"
+    rows, todo = [], {}
+    for name in [*mechanisms, UNFUSED] if phase == "prefill" and batch == 1 else mechanisms:
 
-        def call(length: int, model: TransformerLM = model) -> None:
-            task = make(model, ids[:, :length])
-            task.run(task.prepare())
+        def make(length: int, name: str = name) -> speed.Task:
+            if decoding:
+                return tasks.decode_task(model_of(size, name), ids[:, :length], settings["new_tokens"])
+            of = "standard" if name == UNFUSED else name
+            return tasks.prefill_task(model_of(size, of), ids[:, :length], fused=name != UNFUSED)
 
-        try:
-            speed.foresee(call, n, settings["longest_call"])
-            tasks[name] = make(model, ids)
-            tasks[name].run(tasks[name].prepare())
-        except speed.TooLongError as error:
-            rows += not_measured(metrics, "not_available", error, mechanism=name)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            tasks.pop(name, None)
-            rows += not_measured(metrics, "out_of_memory", error, mechanism=name)
-    samples = speed.interleave(
-        tasks, seconds=settings["seconds"], min_rounds=settings["min_rounds"], precision=PRECISION
-    )
-    for name, taken in samples.items():
-        rows.append(row("time", **asdict(speed.median(taken)), mechanism=name))
-        if phase == "decode":
-            per_token = speed.median(taken / settings["new_tokens"] * 1000)
-            rows.append(row("time_per_token", **asdict(per_token), mechanism=name))
-        if "standard" in samples and name != "standard":
-            rows.append(row("speedup", **asdict(speed.ratio(samples["standard"], taken)), mechanism=name))
+        found = tasks.ready(make, n, settings["longest_call"])
+        if isinstance(found, tasks.Refused):
+            metrics = ("time", "time_per_token") if decoding else ("time",)
+            rows += [found.row(metric, mechanism=name) for metric in metrics]
+        else:
+            todo[name] = found
+    samples = interleave(todo)
+    rows += tasks.timed_rows(samples, "mechanism", baseline="standard")
+    if decoding:
+        rows += tasks.per_token_rows(samples, settings["new_tokens"], "mechanism")
     return rows
 
 
-def not_measured(metrics: tuple[str, ...], status: str, error: Exception, **factors: str) -> list[dict]:
-    return [row(metric, None, status=status, reason=str(error)[:200], **factors) for metric in metrics]
-
-
-def measure_compiled(n: int, ids: torch.Tensor) -> list[dict]:
+def measure_compiled(size: str, phase: str, n: int, batch: int, mode: str) -> list[dict]:
     """Time each mechanism compiled in turn with itself as it is; the time to compile is a row of its own."""
-    tasks, rows = {}, []
+    ids, rows, todo = random_ids(batch, n), [], {}
     for name in settings["compiled"][n]:
+        eager = model_of(size, name)
 
-        def encode(tokens: torch.Tensor, model: TransformerLM = models[name]) -> torch.Tensor:
+        def encode(tokens: torch.Tensor, model: TransformerLM = eager) -> torch.Tensor:
             return model.encode(tokens)
 
         try:
             with torch.inference_mode():
                 fast, seconds = speed.compiled(encode, [ids], settings["longest_compile"], dynamic=False)
         except (speed.CompileError, speed.TooLongError) as error:
-            rows += not_measured(("time",), "not_available", error, mechanism=name, phase="compile")
-            rows += not_measured(("time",), "not_available", error, mechanism=name)
+            status = "too_long" if isinstance(error, speed.TooLongError) else "not_available"
+            refused = tasks.Refused(status, str(error))
+            rows += [refused.row("time", mechanism=name), refused.row("time", mechanism=name, phase="compile")]
             continue
         rows.append(row("time", seconds, samples=1, mechanism=name, phase="compile"))
-        tasks[name] = speed.Task(lambda _, fast=fast: torch.inference_mode()(fast)(ids))
-        tasks[f"{name}, eager"] = prefill_task(models[name], ids)
-    samples = speed.interleave(
-        tasks, seconds=settings["seconds"], min_rounds=settings["min_rounds"], precision=PRECISION
-    )
-    for name in [name for name in samples if name in models]:
-        taken, eager = samples[name], samples[f"{name}, eager"]
-        rows.append(row("time", **asdict(speed.median(taken)), mechanism=name))
-        rows.append(row("relative_time", **asdict(speed.ratio(taken, eager)), mechanism=name))
-        if "standard" in samples and name != "standard":
-            rows.append(row("speedup", **asdict(speed.ratio(samples["standard"], taken)), mechanism=name))
+        todo[name] = speed.Task(lambda _, fast=fast: torch.inference_mode()(fast)(ids))
+        todo[f"{name}, eager"] = tasks.prefill_task(eager, ids)
+    samples = interleave(todo)
+    compiled_alone = {name: taken for name, taken in samples.items() if name in mechanisms}
+    rows += tasks.timed_rows(compiled_alone, "mechanism", baseline="standard")
+    for name in compiled_alone:
+        beside = tasks.timed_rows(samples, "mechanism", control=f"{name}, eager")
+        rows += [found for found in beside if found["metric"] == "relative_time" and found["mechanism"] == name]
     return rows
 
 
 # %% tags=["hide-input", "remove-output"]
 SINGLE, BATCHED = {"batch": 1, "mode": "eager"}, {"batch": settings["batch"], "mode": "eager"}
-control = [{"phase": "control", "n": settings["control_n"], **SINGLE, "repeat": repeat} for repeat in (1, 2, 3)]
-prefill = [{"phase": "prefill", "n": n, **SINGLE} for n in lengths]
-decode = [{"phase": "decode", "n": n, **SINGLE} for n in lengths]
-batches = [{"phase": phase, "n": n, **BATCHED} for phase in ("prefill", "decode") for n in settings["batched"]]
-compiled = [{"phase": "prefill", "n": n, "batch": 1, "mode": "compiled"} for n in settings["compiled"]]
-cells = [control[0], *prefill, control[1], *decode, *batches, *compiled, control[2]]
+ONE = {"size": MAIN}
+control = [{**ONE, "phase": "control", "n": settings["control_n"], **SINGLE, "repeat": repeat} for repeat in (1, 2, 3)]
+prefill = [{**ONE, "phase": "prefill", "n": n, **SINGLE} for n in lengths]
+decode = [{**ONE, "phase": "decode", "n": n, **SINGLE} for n in lengths]
+batches = [{**ONE, "phase": phase, "n": n, **BATCHED} for phase in ("prefill", "decode") for n in settings["batched"]]
+large = [{"size": LARGE, "phase": "prefill", "n": n, **SINGLE} for n in settings["large"]]
+compiled = [{**ONE, "phase": "prefill", "n": n, "batch": 1, "mode": "compiled"} for n in settings["compiled"]]
 
 sweep = Sweep(
     "benchmarks/inference_time",
     target=target,
     profile=profile,
-    parameters={
-        **SIZES,
-        **settings,
-        "dtype": "float32",
-        "mechanisms": mechanisms,
-        "keeps_freed_memory": keeps_freed_memory,
-    },
-    code=[bsbr.model, speed],
+    parameters={"dtype": "float32", "keeps_freed_memory": keeps_freed_memory},
 )
-measured = sweep.measure(cells, measure)
-
+eager = [control[0], *prefill, control[1], *decode, *batches, *large, control[2]]
+measured = pd.concat(
+    [
+        sweep.measure(eager, measure, machine_bound=True),
+        sweep.measure(compiled, measure_compiled, machine_bound=True),
+    ],
+    ignore_index=True,
+)
 
 # %% [markdown]
 # From the times follow, for each mechanism, phase and batch, the exponent of a power law on each range of lengths, the
@@ -226,68 +207,32 @@ measured = sweep.measure(cells, measure)
 
 
 # %% tags=["hide-input"]
-def times_of(where: dict) -> pd.DataFrame:
-    return select(measured, "time", **where).dropna(subset="value").sort_values("n")
+def growth_rows(name: str, size: str, phase: str, how: dict) -> list[dict]:
+    where = {"size": size, "phase": phase, **how, "mechanism": name}
+    rows = scaling.slopes(measured, "time", where)
+    rows += scaling.exponents(measured, "time", where, settings["ranges"])
+    if name != "standard" and scaling.curve(measured, "speedup", where)[0]:
+        rows.append(scaling.crossover(measured, "speedup", where))
+    return rows
 
 
-def exponents(where: dict, start: int, end: int) -> list[dict]:
-    times = times_of(where)
-    times = times[times["n"].between(start, end)]
-    if len(times) < 3 or not {start, end} <= set(times["n"]):
-        return []
-    fit = scaling.fit_power_law(list(times["n"]), list(times["value"]))
-    over = {**where, "n_from": start, "n_to": end}
-    return [
-        row("exponent", fit.exponent, low=fit.low, high=fit.high, samples=fit.points, **over),
-        row("r_squared", fit.r_squared, samples=fit.points, **over),
-    ]
-
-
-def slopes(where: dict) -> list[dict]:
-    times = times_of(where)
-    found = scaling.local_exponents(*(list(times[column]) for column in ("n", "value", "low", "high")))
-    return [
-        row("local_exponent", slope.value, low=slope.low, high=slope.high, n=slope.n, **where)
-        for slope in found
-        if slope.n // 2 in set(times["n"])  # else it is another number than the one from n/2 to n
-    ]
-
-
-def crossover(where: dict) -> dict:
-    gains = select(measured, "speedup", **where)
-    n = list(gains["n"])
-    if len(n) < 3:
-        return row("crossover_n", None, status="not_available", reason="too few lengths beside standard", **where)
-    at, earliest, latest = (scaling.crossover(n, list(gains[column])) for column in ("value", "high", "low"))
-    if at is None:
-        reason = f"slower at n = {max(n):,}, the longest length that both ran"
-        return row("crossover_n", None, status="not_available", reason=reason, **where)
-    return row("crossover_n", at, low=earliest, high=latest, **where)
-
-
-def noise(name: str) -> dict:
-    times = select(measured, "time", phase="control", mechanism=name)["value"]
-    where = {"mechanism": name, "phase": "control", **SINGLE}
-    return row("noise", (times.max() / times.min() - 1) * 100, samples=len(times), **where)
-
-
-ranges = settings["ranges"]
-derived = [noise(name) for name in mechanisms]
-for phase in ("prefill", "decode"):
-    for size in (SINGLE, BATCHED):
-        for name in mechanisms:
-            where = {"phase": phase, **size, "mechanism": name}
-            derived += slopes(where)
-            derived += [found for start, end in ranges for found in exponents(where, start, end)]
-            if name != "standard":
-                derived.append(crossover(where))
+derived = [
+    scaling.noise(measured, "time", {**ONE, "phase": "control", **SINGLE, "mechanism": name}) for name in mechanisms
+]
+for size in SIZES:
+    for phase in ("prefill", "decode"):
+        for how in (SINGLE, BATCHED):
+            for name in [*mechanisms, UNFUSED]:
+                derived += growth_rows(name, size, phase, how)
 
 result = sweep.publish(pd.concat([measured, pd.DataFrame(derived)], ignore_index=True))
 
 # %% tags=["remove-input"]
-PREFILL, DECODE = {"phase": "prefill", **SINGLE}, {"phase": "decode", **SINGLE}
+ranges = settings["ranges"]
+PREFILL, DECODE = {**ONE, "phase": "prefill", **SINGLE}, {**ONE, "phase": "decode", **SINGLE}
 gains = result.select("speedup", **PREFILL)
 common = int(gains["n"].max())  # the longest length that standard attention ran too
+unfused_longest = int(gains[gains["mechanism"] == UNFUSED]["n"].max())
 last_from, last_to = next(r for r in reversed(ranges) if r[1] <= common)
 
 
@@ -303,8 +248,8 @@ def growth(name: str) -> str:
 
 def from_where(name: str) -> str:
     at = result.select("crossover_n", **PREFILL, mechanism=name).iloc[0]
-    if at["status"] != "ok":
-        return "standard attention is the faster at every length up to there"
+    if at["value"] == float("inf"):
+        return f"there is {at['reason']}"
     if at["value"] <= lengths[0]:
         return f"it is the faster from the shortest measured length on, n = {lengths[0]}"
     roughly = float(f"{at['value']:.2g}")
@@ -316,7 +261,7 @@ def per_token(name: str, n: int) -> str:
 
 
 def longest(name: str, phase: str = "decode") -> int:
-    times = result.select("time", phase=phase, **SINGLE, mechanism=name)
+    times = result.select("time", **ONE, phase=phase, **SINGLE, mechanism=name)
     return int(times[times["status"] == "ok"]["n"].max())
 
 
@@ -330,12 +275,15 @@ figures.say(
     f"fast as standard attention; {from_where('bsbr')}.** From {last_from:,} to {last_to:,} tokens its time grows as "
     f"{growth('bsbr')}, that of standard attention as {growth('standard')}. A decoded token costs "
     f"{per_token('bsbr', lengths[0])} ms after {lengths[0]} tokens and {per_token('bsbr', common)} ms after "
-    f"{common:,}, against {per_token('standard', lengths[0])} and {per_token('standard', common)} ms.",
+    f"{common:,}, against {per_token('standard', lengths[0])} and {per_token('standard', common)} ms. Without a fused "
+    f"kernel standard attention reads {unfused_longest:,} tokens "
+    f"{shown('speedup', **PREFILL, mechanism=UNFUSED, n=unfused_longest)} times as fast as with it.",
     answer,
 )
 figures.say(claims.line(result), claimed)
 prefill_times = result.select("time", **PREFILL)
 chart = figures.lines(prefill_times, "n", title="Time to read n tokens", x_title="n (tokens)", log_x=True, log_y=True)
+chart.update_traces(line_dash="dash", selector={"name": UNFUSED})
 figures.show(figures.axis_toggle(chart), "prefill", main_chart)
 figures.say(figures.provenance_line(result), origin)
 
@@ -370,18 +318,18 @@ chart = figures.lines(tokens, "n", title="One decoded token after n tokens", x_t
 chart.update_yaxes(rangemode="tozero")
 figures.show(figures.axis_toggle(chart), "decode")
 figures.table(
-    figures.pivot(tokens, "n", "mechanism"), caption="Milliseconds a token after n tokens, median and 95 % interval"
+    figures.pivot(tokens, "n", "mechanism"), caption="Milliseconds per token after n tokens, median and 95 % interval"
 )
 figures.show_provenance(result)
 
 # %% [markdown]
 # ## A batch of texts
 #
-# A batch gives a processor more equal work at a time. What is fixed a call is then shared by more tokens, and growth
+# A batch gives a processor more equal work at a time. What is fixed per call is then shared by more tokens, and growth
 # shows from shorter lengths on.
 
 # %% tags=["remove-input"]
-where = {"phase": "prefill", **BATCHED}
+where = {**ONE, "phase": "prefill", **BATCHED}
 figures.table(
     figures.pivot(result.select("time", **where), "n", "mechanism"),
     caption=f"Seconds to read a batch of {settings['batch']} texts of n tokens, median and 95 % interval",
@@ -391,8 +339,23 @@ figures.table(
     caption=f"Times as fast as standard attention, batch of {settings['batch']}",
 )
 figures.table(
-    figures.pivot(result.select("time_per_token", phase="decode", **BATCHED), "n", "mechanism"),
-    caption=f"Milliseconds a step of {settings['batch']} tokens, one a text, after n tokens each",
+    figures.pivot(result.select("time_per_token", **ONE, phase="decode", **BATCHED), "n", "mechanism"),
+    caption=f"Milliseconds per step of {settings['batch']} tokens, one per text, after n tokens each",
+)
+figures.show_provenance(result)
+
+# %% [markdown]
+# ## The larger size
+
+# %% tags=["remove-input"]
+where = {"size": LARGE, "phase": "prefill", **SINGLE}
+figures.table(
+    figures.pivot(result.select("time", **where), "n", "mechanism"),
+    caption=f"Seconds to read n tokens, size {LARGE}, median and 95 % interval",
+)
+figures.table(
+    figures.pivot(result.select("speedup", **where), "n", "mechanism", digits=2),
+    caption=f"Times as fast as standard attention, size {LARGE}",
 )
 figures.show_provenance(result)
 
@@ -400,7 +363,7 @@ figures.show_provenance(result)
 # ## Compiled
 #
 # `torch.compile` fuses the small operations between the matrix products. It is given one length (`dynamic=False`), which
-# is the best case for it. Compiling takes a time of its own, once a length and mechanism, with nothing kept from
+# is the best case for it. Compiling takes a time of its own, once for each length and mechanism, with nothing kept from
 # earlier runs.
 
 # %% tags=["remove-input"]
@@ -439,8 +402,10 @@ def span(rows: pd.DataFrame) -> list[str]:
     return [f"n = {start:,} … {end:,}" for start, end in zip(rows["n_from"], rows["n_to"], strict=True)]
 
 
-def growth_of(phase: str, size: dict) -> pd.DataFrame:
-    fits = result.select("exponent", phase=phase, **size)
+def growth_of(phase: str, how: dict, size: str = MAIN) -> pd.DataFrame:
+    fits = result.select("exponent", size=size, phase=phase, **how)
+    if fits.empty:
+        return fits
     return figures.pivot(fits.assign(range=span(fits)), "mechanism", "range").set_index("mechanism")
 
 
@@ -454,7 +419,7 @@ r_squared = result.select("r_squared", **PREFILL)
 table = figures.pivot(
     r_squared.assign(range=["R², " + name for name in span(r_squared)]), "mechanism", "range", digits=4
 )
-crossings = result.select("crossover_n")
+crossings = result.select("crossover_n", **ONE)
 names = [f"{phase}, batch {batch}" for phase, batch in zip(crossings["phase"], crossings["batch"], strict=True)]
 crossings = crossings.assign(
     where=names, value=crossings["value"].round(), low=crossings["low"].round(), high=crossings["high"].round()
@@ -462,7 +427,9 @@ crossings = crossings.assign(
 crossings = figures.pivot(crossings, "mechanism", "where")
 table = table.merge(crossings, how="left").fillna("–").replace("not available", "–")
 figures.table(
-    table, caption="How well the power law fits, and from which n it is faster than standard attention, if it is"
+    table,
+    caption="How well the power law fits, and from which n on it is faster than standard attention; ∞ where it is not up "
+    "to the longest length that both ran",
 )
 figures.show_provenance(result)
 
@@ -481,9 +448,12 @@ figures.table(
     figures.pivot(local, "n", "mechanism", digits=2),
     caption="Local exponent of the time to read n tokens, from n/2 to n",
 )
-for phase, size in (("decode", SINGLE), ("prefill", BATCHED), ("decode", BATCHED)):
-    if len(fits := growth_of(phase, size)):
-        figures.table(fits.reset_index(), caption=f"Exponent of {phase}, batch of {size['batch']}, with 95 % interval")
+for phase, how, size in (
+    ("prefill", SINGLE, LARGE), ("decode", SINGLE, MAIN), ("prefill", BATCHED, MAIN), ("decode", BATCHED, MAIN),
+):  # fmt: skip
+    if len(fits := growth_of(phase, how, size)):
+        caption = f"Exponent of {phase}, batch of {how['batch']}, size {size}, with 95 % interval"
+        figures.table(fits.reset_index(), caption=caption)
 figures.show_provenance(result)
 
 # %% [markdown]
@@ -497,12 +467,12 @@ figures.show_provenance(result)
 # ## Reading
 
 # %% tags=["remove-input"]
-chunk = SIZES["chunk_size"]
+chunk = COMMON["chunk_size"]
 shortest = result.select("speedup", **PREFILL, n=lengths[0], mechanism="bsbr").iloc[0]
 noisiest = result.select("noise").sort_values("value").iloc[-1]
 timed = result.table[(result.table["metric"] == "time") & result.table["low"].notna()]
 widths = (timed["high"] - timed["low"]) / timed["value"] * 100
-beyond = prefill_times[prefill_times["status"] == "not_available"]
+beyond = prefill_times[prefill_times["status"] == "too_long"]
 left_out = ""
 if len(beyond):
     first = beyond.groupby("mechanism", sort=False)["n"].min()
@@ -514,7 +484,7 @@ if len(beyond):
 figures.say(
     f"Up to one chunk of {chunk} tokens BSBR has nothing to retrieve, so it does what standard attention does and its "
     f"own projections besides: at n = {lengths[0]} it is {figures.number(shortest['value'])} times as fast. Beyond that "
-    f"it reads a number of tokens that does not grow, plus one state a chunk, and the gap widens with every doubling. "
+    f"it reads a number of tokens that does not grow, plus one state per chunk, and the gap widens with every doubling. "
     f"The mixing of chunk states is quadratic in the number of chunks, which is n over {chunk}; it is part of what lifts "
     f"the growth to {growth('bsbr')} from {last_from:,} to {last_to:,} tokens.\n\n"
     f"{left_out}"
@@ -524,11 +494,10 @@ figures.say(
     f"The noise of this run: the control cell, timed three times over the run, differed by at most "
     f"{figures.number(noisiest['value'])} % ({noisiest['mechanism']}). A difference between mechanisms smaller than that "
     f"means nothing here. The 95 % interval of a time is as wide as {figures.number(widths.median())} % of it in the middle "
-    f"cell and {figures.number(widths.max())} % in the widest; a cell ended when all of its intervals were under "
-    f"{figures.number(100 * PRECISION)} %, or after {settings['seconds']} seconds, with at least {settings['min_rounds']} "
-    f"rounds. "
-    f"Sizes: {', '.join(f'{name} {value:,}' for name, value in SIZES.items())}; float32; "
-    f"{settings['new_tokens']} decoded tokens a sample."
+    f"cell and {figures.number(widths.max())} % in the widest; the number of rounds aims at "
+    f"{figures.number(100 * PRECISION)} % within {settings['seconds']:g} seconds and is at least {settings['min_rounds']}. "
+    f"Size {MAIN}: {', '.join(f'{name} {value:,}' for name, value in {**SIZES[MAIN], **COMMON}.items())}; float32; "
+    f"{settings['new_tokens']} decoded tokens per sample."
 )
 
 # %% [markdown]
@@ -536,6 +505,6 @@ figures.say(
 #
 # - One precision, and compiled code for fixed lengths only. On a GPU the fused kernel of standard attention is stronger than here, so
 #   the crossover lies elsewhere: run this notebook with the target `gpu`.
-# - Change `chunk_size` in `SIZES`: where does the crossover go when chunks get smaller, and what happens to the
+# - Change `chunk_size` in `COMMON`: where does the crossover go when chunks get smaller, and what happens to the
 #   exponent?
 # - Give the model more heads of the same size. Which part of the time grows, and which does not?

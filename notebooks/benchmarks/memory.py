@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#   kernelspec:
-#     display_name: Python 3 (ipykernel)
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Memory
 #
@@ -19,7 +5,7 @@
 # what is it that it holds?
 
 # %% tags=["remove-input"]
-from bsbr import figures
+from bsbr.show import figures
 
 answer, tested = figures.reserve("answer"), figures.reserve("claims' line")
 main_chart, origin = figures.reserve("chart"), figures.reserve("source")
@@ -34,7 +20,7 @@ main_chart, origin = figures.reserve("chart"), figures.reserve("source")
 # %% tags=["hide-input"]
 import pandas as pd
 
-from bsbr import claims
+from bsbr.show import claims
 
 stated = claims.load("peak_memory").dropna(subset="n")
 by_length = stated[stated["section"] == "Memory Usage"].drop_duplicates(["mechanism", "n"])
@@ -44,7 +30,8 @@ figures.table(wide, caption="Claimed: peak memory of training on n tokens, MB")
 # %% [markdown]
 # ## Method
 #
-# Every mechanism sits in the same backbone with the same sizes. One row of $n$ random tokens, float32. Three passes:
+# Every mechanism sits in the same backbone with the same sizes: those of version `0.1.2` of the documents, and at a few
+# lengths those of version `0.1.1`. One row of $n$ random tokens, float32. Three passes:
 #
 # - **inference**: `encode`, from token ids to the last hidden state, without gradients;
 # - **training**: logits of every token, mean cross-entropy of the next ones, and the gradients of all parameters;
@@ -76,28 +63,33 @@ profile = "quick"
 import torch
 
 from bsbr import MECHANISMS
-from bsbr.measure import machine, memory, passes, scaling
-from bsbr.results import Sweep, row, select
+from bsbr.measure import machine, memory
+from bsbr.store import Sweep, row, select
+from bsbr.studies import passes, scaling
 
-SIZES = {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512}
-SIZES |= {"chunk_size": 128, "window_size": 128}
+MAIN, LARGE = "256x2x4", "512x4x8"
+SIZES = {
+    MAIN: {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512},
+    LARGE: {"vocab_size": 10_000, "hidden_dim": 512, "num_layers": 4, "num_heads": 8, "ff_dim": 2048},
+}
+COMMON = {"chunk_size": 128, "window_size": 128}
 PROFILES = {
-    "tiny": {"inference": [64, 128, 256], "training": [128], "checkpointed": [128], "unfused": 128, "split": None},
+    "tiny": {
+        "inference": [64, 128, 256], "training": [128], "checkpointed": [128], "unfused": 128,
+        "large": {"inference": [128], "training": [128]},
+        "ranges": [(64, 256)],
+    },
     "quick": {
-        "inference": [256, 512, 1024, 2048],
-        "training": [512, 1024, 2048],
-        "checkpointed": [1024],
-        "unfused": 1024,
-        "split": None,
+        "inference": [256, 512, 1024, 2048], "training": [512, 1024, 2048], "checkpointed": [1024], "unfused": 1024,
+        "large": {"inference": [1024], "training": [1024]}, "ranges": [(256, 2048), (512, 2048)],
     },
     "full": {
-        "inference": [64 * 2**i for i in range(9)],
-        "training": [64 * 2**i for i in range(8)],
-        "checkpointed": [64 * 2**i for i in range(8)],
-        "unfused": 4096,
-        "split": 1024,
+        "inference": [64 * 2**i for i in range(9)], "training": [64 * 2**i for i in range(8)],
+        "checkpointed": [64 * 2**i for i in range(8)], "unfused": 4096,
+        "large": {"inference": [64 * 2**i for i in range(7)], "training": [64 * 2**i for i in range(6)]},
+        "ranges": [(64, 1024), (64, 2048), (1024, 4096), (1024, 8192), (1024, 16384)],
     },
-}
+}  # fmt: skip
 CHECKS = {  # phase, n, mechanisms, what happens to freed memory
     "tiny": [("inference", 256, ["bsbr"], "returned")],
     "quick": [("inference", 2048, ["standard", "bsbr"], "returned"), ("inference", 2048, ["bsbr"], "kept")],
@@ -110,6 +102,7 @@ CHECKS = {  # phase, n, mechanisms, what happens to freed memory
 }
 TRAINING = ["training", "training_backbone"]
 LABELS = {"inference": "inference", "training": "training", "training_backbone": "training, backbone alone"}
+NAMES = [*MECHANISMS, passes.UNFUSED]
 settings = PROFILES[profile]
 device = machine.device(target)
 MB = 1e6
@@ -119,9 +112,9 @@ MB = 1e6
 
 
 # %% tags=["hide-input"]
-def peaks(phase: str, mechanism: str, checkpointing: str, n: int) -> list[dict]:
+def peaks(size: str, phase: str, mechanism: str, checkpointing: str, n: int) -> list[dict]:
     """The peak of one pass, and its parts."""
-    options = {"checkpointing": checkpointing == "on", "device": device, **SIZES}
+    options = {"checkpointing": checkpointing == "on", "device": device, **SIZES[size], **COMMON}
     if device.type == "cuda":
         passes.make(phase, mechanism, n, **options).run()  # so that libraries have their workspaces
     given = passes.make(phase, mechanism, n, **options)
@@ -131,108 +124,91 @@ def peaks(phase: str, mechanism: str, checkpointing: str, n: int) -> list[dict]:
     rows = [row("peak_memory", found.total / MB)]
     rows += [row("memory_part", held / MB, part=part) for part, held in found.parts.items() if part in SHOWN]
     if found.allocator is not None:
-        rows.append(row("resident_peak", (found.allocator - _held(found)) / MB, freed="gpu allocator"))
+        before = sum(found.parts[part] for part in ("parameters", "buffers", "inputs"))
+        rows.append(row("resident_peak", (found.allocator - before) / MB, freed="gpu allocator"))
     if phase == "inference":
         rows.append(row("parameters_and_ids", (found.parts["parameters"] + found.parts["inputs"]) / MB))
     return rows
 
 
-def _held(found: memory.TensorPeak) -> int:
-    """What is there before the pass begins."""
-    return sum(found.parts[part] for part in ("parameters", "buffers", "inputs"))
+SHOWN = ["parameters", "gradients", "activations", "temporaries"]
 
 
-def resident(phase: str, mechanism: str, checkpointing: str, n: int, freed: str) -> list[dict]:
+def resident(size: str, phase: str, mechanism: str, checkpointing: str, n: int, freed: str) -> list[dict]:
     """By how much the resident set of a fresh process grows over the same pass."""
-    options = {"checkpointing": checkpointing == "on", **SIZES}
+    options = {"checkpointing": checkpointing == "on", **SIZES[size], **COMMON}
     try:
         found = memory.peak(passes.fresh, phase, mechanism, n, torch.get_num_threads(), freed, options)
     except NotImplementedError as error:
         return [row("resident_peak", None, status="not_available", reason=str(error))]
-    return [row("resident_peak", found.added / MB)]
+    return [row("resident_peak", found.added / MB, samples=1)]
 
 
 # %% tags=["hide-input", "remove-output"]
-SHOWN = ["parameters", "gradients", "activations", "temporaries"]
 cells = []
-for phase, checkpointing, lengths in [
-    ("inference", "off", settings["inference"]),
-    *((phase, "off", settings["training"]) for phase in TRAINING),
-    *((phase, "on", settings["checkpointed"]) for phase in TRAINING),
+for size, phase, checkpointing, lengths in [
+    (MAIN, "inference", "off", settings["inference"]),
+    *((MAIN, phase, "off", settings["training"]) for phase in TRAINING),
+    *((MAIN, phase, "on", settings["checkpointed"]) for phase in TRAINING),
+    *((LARGE, phase, "off", lengths) for phase, lengths in settings["large"].items()),
 ]:
-    for mechanism in [*MECHANISMS, passes.UNFUSED]:
+    for mechanism in NAMES:
         for n in lengths:
             if mechanism != passes.UNFUSED or n <= settings["unfused"]:
-                cells.append({"phase": phase, "mechanism": mechanism, "checkpointing": checkpointing, "n": n})
+                cell = {"size": size, "phase": phase, "mechanism": mechanism, "checkpointing": checkpointing, "n": n}
+                cells.append(cell)
 checks = [
-    {"phase": phase, "mechanism": mechanism, "checkpointing": "off", "n": n, "freed": freed}
-    for phase, n, mechanisms, freed in (CHECKS[profile] if target == "cpu" else [])
-    for mechanism in mechanisms
+    {"size": MAIN, "phase": phase, "mechanism": mechanism, "checkpointing": "off", "n": n, "freed": freed}
+    for phase, n, names, freed in (CHECKS[profile] if target == "cpu" else [])
+    for mechanism in names
 ]
 
 sweep = Sweep(
-    "benchmarks/memory",
-    target=target,
-    profile=profile,
-    parameters={**SIZES, "batch": 1, "dtype": "float32"},
-    code=[passes, memory],
-)
-measured = sweep.measure(cells, peaks)
+    "benchmarks/memory", target=target, profile=profile, parameters={"batch": 1, "dtype": "float32"},
+)  # fmt: skip
+measured = sweep.measure(cells, peaks, machine_bound=target == "gpu")
 if checks:
-    measured = pd.concat([measured, sweep.measure(checks, resident)], ignore_index=True)
-
+    observed = sweep.measure(checks, resident, machine_bound=True)
+    measured = pd.concat([measured, observed], ignore_index=True)
 
 # %% [markdown]
 # From the peaks follow how many times the memory of each mechanism standard attention needs, and the exponent of a power
-# law on each range of lengths.
+# law on each range of lengths. Bytes are counted, so an exponent of them has no interval.
 
 
 # %% tags=["hide-input"]
-def relative(cell: dict) -> dict:
-    here, theirs = (
-        select(measured, "peak_memory", **{**cell, "mechanism": name})["value"].iloc[0]
+def relative(cell: dict) -> list[dict]:
+    """Standard attention's peak over this one's, where both were measured."""
+    here, standard = (
+        select(measured, "peak_memory", **{**cell, "mechanism": name})["value"].dropna()
         for name in (cell["mechanism"], "standard")
     )
-    return row("memory_relative", theirs / here, **cell)
+    if cell["mechanism"] == "standard" or here.empty or standard.empty:
+        return []
+    return [row("memory_relative", standard.iloc[0] / here.iloc[0], **cell)]
 
 
-def exponents(phase: str, checkpointing: str, mechanism: str) -> list[dict]:
-    where = {"phase": phase, "checkpointing": checkpointing, "mechanism": mechanism}
-    totals = select(measured, "peak_memory", **where).dropna(subset="value")
-    lengths, split = list(totals["n"]), settings["split"]
-    rows = []
-    for start, end in [(lengths[0], split), (split, lengths[-1])] if split else [(lengths[0], lengths[-1])]:
-        part = totals[totals["n"].between(start, end)]
-        if len(part) >= 3:
-            fit = scaling.fit_power_law(list(part["n"]), list(part["value"]))
-            spread = {"low": fit.low, "high": fit.high, "samples": fit.points}
-            rows.append(row("memory_exponent", fit.exponent, **spread, n_from=start, n_to=end, **where))
-    return rows
-
-
-there = set(zip(*(select(measured, "peak_memory").dropna(subset="value")[name] for name in cells[0]), strict=True))
-derived = [
-    relative(cell)
-    for cell in cells
-    if {tuple(cell.values()), tuple({**cell, "mechanism": "standard"}.values())} <= there
-]
-for phase, checkpointing in dict.fromkeys((cell["phase"], cell["checkpointing"]) for cell in cells):
-    for mechanism in [*MECHANISMS, passes.UNFUSED]:
-        derived += exponents(phase, checkpointing, mechanism)
+derived = [found for cell in cells for found in relative(cell)]
+curves = [{key: value for key, value in cell.items() if key != "n"} for cell in cells]
+for where in [dict(items) for items in dict.fromkeys(tuple(curve.items()) for curve in curves)]:
+    derived += scaling.exponents(measured, "peak_memory", where, settings["ranges"])
 result = sweep.publish(pd.concat([measured, pd.DataFrame(derived)], ignore_index=True))
 
 # %% tags=["remove-input"]
 longest, longest_trained = settings["inference"][-1], settings["training"][-1]
 unfused = settings["unfused"]
-PLAIN = {"checkpointing": "off"}
+PLAIN = {"size": MAIN, "checkpointing": "off"}
 
 
 def peak(phase: str, mechanism: str, n: int, checkpointing: str = "off") -> float:
-    return result.value("peak_memory", phase=phase, mechanism=mechanism, n=n, checkpointing=checkpointing)
+    where = {"size": MAIN, "phase": phase, "mechanism": mechanism, "n": n, "checkpointing": checkpointing}
+    return result.value("peak_memory", **where)
 
 
 def part(phase: str, mechanism: str, n: int, name: str, checkpointing: str = "off") -> float:
-    where = {"phase": phase, "mechanism": mechanism, "n": n, "part": name, "checkpointing": checkpointing}
+    where = {
+        "size": MAIN, "phase": phase, "mechanism": mechanism, "n": n, "part": name, "checkpointing": checkpointing,
+    }  # fmt: skip
     return result.value("memory_part", **where)
 
 
@@ -242,7 +218,7 @@ def mb(value: float) -> str:
 
 def growth(phase: str, mechanism: str) -> str:
     fits = result.select("memory_exponent", phase=phase, mechanism=mechanism, **PLAIN)
-    return f"$n^{{{fits.iloc[-1]['value']:.2f}}}$"
+    return f"$n^{{{fits.iloc[-1]['value']:.2f}}}$" if len(fits) else "–"
 
 
 def more_or_less(ratio: float) -> str:
@@ -253,7 +229,7 @@ def more_or_less(ratio: float) -> str:
 
 
 def peaks_by_n(phase: str) -> "figures.go.Figure":
-    """A line a mechanism; `hopfield` holds what `standard` does, so it is dotted, and both can be seen."""
+    """A line per mechanism; `hopfield` holds what `standard` does, so it is dotted, and both can be seen."""
     rows = result.select("peak_memory", phase=phase, **PLAIN)
     chart = figures.lines(
         rows, "n", title=f"Peak memory: {LABELS[phase]}", x_title="n (tokens)", log_x=True, log_y=True
@@ -284,11 +260,11 @@ figures.say(figures.provenance_line(result), origin)
 # ## Inference
 
 # %% tags=["remove-input"]
-inference = result.select("peak_memory", phase="inference")
+inference = result.select("peak_memory", phase="inference", **PLAIN)
 figures.table(figures.pivot(inference, "n", "mechanism", intervals=False), caption="Peak memory to read n tokens, MB")
-ratios = result.select("memory_relative", phase="inference")
+ratios = result.select("memory_relative", phase="inference", **PLAIN)
 figures.table(
-    figures.pivot(ratios[ratios["mechanism"] != "standard"], "n", "mechanism", intervals=False),
+    figures.pivot(ratios, "n", "mechanism", intervals=False),
     caption="Standard attention's peak over this mechanism's: above 1, the mechanism needs less",
 )
 figures.show_provenance(result)
@@ -305,8 +281,8 @@ SHADES = dict(zip(SHOWN, figures.PALETTE, strict=False))
 
 
 def stacked(phase: str, n: int, checkpointing: str) -> "figures.go.Figure":
-    """What is held at the peak, by kind, a bar a mechanism."""
-    rows = result.select("memory_part", phase=phase, n=n, checkpointing=checkpointing)
+    """What is held at the peak, by kind, a bar per mechanism."""
+    rows = result.select("memory_part", size=MAIN, phase=phase, n=n, checkpointing=checkpointing)
     chart = figures.bars(rows, "mechanism", group="part", title=f"Held at the peak: {LABELS[phase]}, n = {n:,}")
     for trace in chart.data:
         trace.marker.color = SHADES[trace.name]
@@ -341,9 +317,21 @@ saving = pd.DataFrame(
             ]
         },
     }
-    for mechanism in [*MECHANISMS, passes.UNFUSED]
+    for mechanism in NAMES
 )
 figures.table(saving, caption=f"Peak memory without and with activation checkpointing, n = {shown_n:,}")
+figures.show_provenance(result)
+
+# %% [markdown]
+# ## The larger size
+
+# %% tags=["remove-input"]
+for phase in ("inference", "training"):
+    where = {"size": LARGE, "phase": phase, "checkpointing": "off"}
+    figures.table(
+        figures.pivot(result.select("peak_memory", **where), "n", "mechanism", intervals=False),
+        caption=f"Peak memory, {LABELS[phase]}, size {LARGE}, MB",
+    )
 figures.show_provenance(result)
 
 # %% [markdown]
@@ -357,7 +345,7 @@ fits = result.select("memory_exponent", **PLAIN)
 spans = [f"{LABELS[fit.phase]}, n = {fit.n_from:,} … {fit.n_to:,}" for fit in fits.itertuples()]
 figures.table(
     figures.pivot(fits.assign(range=spans), "mechanism", "range", digits=2),
-    caption="Exponent of peak memory, with 95 % interval",
+    caption=f"Exponent of peak memory, size {MAIN}",
 )
 figures.show_provenance(result)
 
@@ -370,7 +358,7 @@ figures.show_provenance(result)
 found = result.select("resident_peak").dropna(subset="value")
 held = [
     peak(cell.phase, cell.mechanism, cell.n)
-    - result.value("parameters_and_ids", mechanism=cell.mechanism, n=cell.n)
+    - result.value("parameters_and_ids", size=MAIN, mechanism=cell.mechanism, n=cell.n)
     - (0 if cell.phase == "inference" else part(cell.phase, cell.mechanism, cell.n, "gradients"))
     for cell in found.itertuples()
 ]
@@ -384,7 +372,7 @@ figures.show_provenance(result)
 if len(table):
     lines = [
         f"With freed memory {how}, the process adds between {figures.number(group['ratio'].min())} and "
-        f"{figures.number(group['ratio'].max())} times what its tensors do ({len(group)} passes)."
+        f"{figures.number(group['ratio'].max())} times what its tensors do (passes: {len(group)})."
         for how, group in table.groupby("freed", sort=False)
     ]
     figures.say(
@@ -413,23 +401,25 @@ comparison = pd.DataFrame(
         "mechanism": claimed.index,
         f"claimed, n = {first}": list(claimed[first]),
         f"claimed, n = {last:,}": list(claimed[last]),
-        "claimed growth, bytes a token": list(steps),
+        "claimed growth, bytes per token": list(steps),
     }
 )
 for n in (first, last):
-    ours = result.select("parameters_and_ids", n=n).set_index("mechanism")["value"] * MB / MIB
+    ours = result.select("parameters_and_ids", size=MAIN, n=n).set_index("mechanism")["value"] * MB / MIB
     if len(ours):
         comparison[f"parameters and ids here, n = {n:,}, MiB"] = comparison["mechanism"].map(ours)
 if last in settings["inference"]:
-    real = result.select("peak_memory", phase="inference", n=last).set_index("mechanism")["value"] * MB / MIB
+    real = result.select("peak_memory", phase="inference", n=last, **PLAIN).set_index("mechanism")["value"] * MB / MIB
     comparison[f"peak here, n = {last:,}, MiB"] = comparison["mechanism"].map(real)
 figures.table(comparison, caption=f"Peak memory as claimed in {document}, MB", digits=5)
 figures.show_provenance(result)
-standard_weights = result.select("memory_part", phase="inference", mechanism="standard", part="parameters").iloc[0]
+standard_weights = result.select(
+    "memory_part", size=MAIN, phase="inference", mechanism="standard", part="parameters"
+).iloc[0]
 figures.say(
     f"From n = {first} to {last:,} the claimed numbers grow by {figures.number(steps.min(), 2)} to "
-    f"{figures.number(steps.max(), 2)} bytes a token, with {figures.number(rounding, 2)} either way from rounding. A token "
-    f"id takes {ID_BYTES}. The hidden state of one token alone takes {SIZES['hidden_dim'] * 4:,} bytes. "
+    f"{figures.number(steps.max(), 2)} bytes per token, with {figures.number(rounding, 2)} either way from rounding. A token "
+    f"id takes {ID_BYTES}. The hidden state of one token alone takes {SIZES[MAIN]['hidden_dim'] * 4:,} bytes. "
     f"What does not grow is the parameters: standard attention's are "
     f"{figures.number(standard_weights['value'] * MB / MIB, 4)} MiB here, and the document says "
     f"{figures.number(claimed.loc['standard', first], 4)} MB. So these numbers hold neither an activation nor anything "
@@ -446,18 +436,16 @@ claims.table(result)
 # ## Reading
 
 # %% tags=["remove-input"]
-logits = shown_n * SIZES["vocab_size"] * 4 / MB
+logits = shown_n * SIZES[MAIN]["vocab_size"] * 4 / MB
 backbone = peak("training_backbone", "bsbr", shown_n) / peak("training_backbone", "standard", shown_n)
 saved = peak("training_backbone", "bsbr", shown_n) / peak("training_backbone", "bsbr", shown_n, "on")
-scores = SIZES["num_heads"] * unfused**2 * 4 / MB
-others = 1 / result.select("memory_relative", phase="inference", n=longest).set_index("mechanism")["value"].drop(
-    "standard"
-)
+scores = SIZES[MAIN]["num_heads"] * unfused**2 * 4 / MB
+others = 1 / result.select("memory_relative", phase="inference", n=longest, **PLAIN).set_index("mechanism")["value"]
 figures.say(
-    f"The memory that attention is said to cost is that of its matrix of scores: {mb(scores)} for {SIZES['num_heads']} "
+    f"The memory that attention is said to cost is that of its matrix of scores: {mb(scores)} for {SIZES[MAIN]['num_heads']} "
     f"heads at n = {unfused:,}. A fused kernel computes it in blocks and keeps none, so standard attention's peak grows "
     f"as {growth('inference', 'standard')} when reading, that of BSBR as {growth('inference', 'bsbr')}. What BSBR adds are "
-    f"its own projections, the meta queries and keys, and a state a chunk. At n = {longest:,} the mechanisms hold from "
+    f"its own projections, the meta queries and keys, and one state per chunk. At n = {longest:,} the mechanisms hold from "
     f"{figures.number(others.min())} ({others.idxmin()}) to {figures.number(others.max())} ({others.idxmax()}) times what "
     f"standard attention holds.\n\n"
     f"In training on {shown_n:,} tokens a matrix of logits takes {mb(logits)}, and four of them are "
@@ -466,7 +454,8 @@ figures.say(
     f"{more_or_less(backbone)} standard attention. Checkpointing divides "
     f"that by {figures.number(saved)}. Gradients of parameters take as much as the parameters, "
     f"{mb(part('training', 'bsbr', shown_n, 'gradients'))}, whatever the length and whatever the mechanism does with it.\n\n"
-    f"Sizes: {', '.join(f'{name} {value:,}' for name, value in SIZES.items())}; float32, batch of one."
+    f"Size {MAIN}: {', '.join(f'{name} {value:,}' for name, value in {**SIZES[MAIN], **COMMON}.items())}; float32, batch "
+    f"of one."
 )
 
 # %% [markdown]

@@ -5,7 +5,7 @@
 # and how does that grow with $n$?
 
 # %% tags=["remove-input"]
-from bsbr import claims, figures
+from bsbr.show import claims, figures
 
 answer, stated, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
@@ -43,10 +43,10 @@ from collections import Counter
 import pandas as pd
 import torch
 
-import bsbr.model
-from bsbr import MECHANISMS, ModelConfig, TransformerLM
-from bsbr.measure import flops, scaling
-from bsbr.results import Sweep, row, select
+from bsbr import MECHANISMS, ModelConfig, TransformerLM, sources, stats
+from bsbr.measure import flops
+from bsbr.store import Sweep, row, select
+from bsbr.studies import operations, passes, scaling
 
 SIZES = {
     "512x4x8": {"vocab_size": 10_000, "hidden_dim": 512, "num_layers": 4, "num_heads": 8, "ff_dim": 2048},
@@ -92,34 +92,43 @@ def count_parameters(size: str) -> list[dict]:
     rows = []
     for name, found in by_part.items():
         rows.append(row("parameters", found.total(), mechanism=name))
-        relative = found.total() / by_part["standard"].total()
-        rows.append(row("parameters_relative", relative, mechanism=name))
+        if name != "standard":
+            relative = found.total() / by_part["standard"].total()
+            rows.append(row("parameters_relative", relative, mechanism=name))
         rows += [row("parameters_part", value, mechanism=name, part=part) for part, value in found.items()]
     return rows
 
 
-def both(passes: flops.Passes) -> dict[str, int]:
-    return {"forward": passes.forward, "backward": passes.backward, "both": sum(passes)}
+def count_compressed(size: str, compression_factor: int, implementation: str) -> list[dict]:
+    """BSBR of this project or of the original package, with a compression factor; 1 is without compression."""
+    options = {**SIZES[size], **COMMON, "compression_factor": compression_factor if compression_factor > 1 else None}
+    with torch.device("meta"):
+        model = passes.model_of(passes.ORIGINAL if implementation == "original" else "bsbr", **options)
+    return [row("parameters", sum(parameter.numel() for parameter in model.parameters()), mechanism="bsbr")]
+
+
+def both(found: flops.Passes) -> dict[str, int]:
+    return {"forward": found.forward, "backward": found.backward, "both": sum(found)}
 
 
 def calculated(size: str, mechanism: str, n: int) -> flops.Passes:
-    sizes_of = config(size, mechanism)
-    return flops.Passes(flops.expected(sizes_of, n), flops.expected_backward(sizes_of, n))
+    return operations.expected(config(size, mechanism), n)
 
 
 def count_flops(size: str, n: int) -> list[dict]:
-    found = {name: both(flops.count_passes(config(size, name), n)) for name in mechanisms}
+    found = {name: both(operations.count_passes(config(size, name), n)) for name in mechanisms}
     return flops_rows(found, counts=1)
 
 
 def flops_rows(found: dict[str, dict[str, int]], counts: int, **factors: object) -> list[dict]:
     """FLOPs of each mechanism and direction, and relative to those of standard; they rest on a count or on none."""
     rows = []
-    for name, passes in found.items():
-        for direction, value in passes.items():
+    for name, by_direction in found.items():
+        for direction, value in by_direction.items():
             where = {"mechanism": name, "direction": direction, **factors}
             rows.append(row("flops", value, samples=counts, **where))
-            rows.append(row("flops_relative", value / found["standard"][direction], samples=counts, **where))
+            if name != "standard":
+                rows.append(row("flops_relative", value / found["standard"][direction], samples=counts, **where))
     return rows
 
 
@@ -128,11 +137,19 @@ sweep = Sweep(
     "benchmarks/parameters_and_flops",
     target=target,
     profile=profile,
-    parameters={"sizes": {size: SIZES[size] for size in sizes}, **COMMON, **settings, "mechanisms": mechanisms},
-    code=[bsbr.model, flops],
+    parameters={"original": sources.read_pin("bsbr").version},
+    sources=[sources.pin_path("bsbr")],
 )
-parameters = sweep.measure([{"size": size} for size in sizes], count_parameters)
-counted = sweep.measure([{"size": size, "n": n} for size in sizes for n in counted_lengths], count_flops)
+FACTORS, CLAIMED_SIZE = (1, 2, 4, 8), "256x2x4"
+compressions = [
+    {"size": CLAIMED_SIZE, "compression_factor": factor, "implementation": implementation}
+    for implementation in ("original", "ours")
+    for factor in FACTORS
+]
+parameters = sweep.measure([{"size": size} for size in sizes], count_parameters, machine_bound=False)
+compressed = sweep.measure(compressions, count_compressed, machine_bound=False)
+counts = [{"size": size, "n": n} for size in sizes for n in counted_lengths]
+counted = sweep.measure(counts, count_flops, machine_bound=False)
 
 
 # %% [markdown]
@@ -157,22 +174,13 @@ def uncounted(size: str, n: int) -> list[dict]:
     return flops_rows(found, counts=0, size=size, n=n)
 
 
-def growth(size: str, mechanism: str, direction: str) -> list[dict]:
-    """Exponents by range and from length to length, and the coefficients of a long text's cost."""
+def growing_part(size: str, mechanism: str, direction: str) -> list[dict]:
+    """The coefficients of a long text's cost, from three lengths that are whole numbers of all chunks and pieces."""
+    step = 2**16
+    cost = [both(calculated(size, mechanism, i * step))[direction] for i in (1, 2, 3)]
+    fixed, growing = stats.quadratic(*cost, step)
     where = {"size": size, "mechanism": mechanism, "direction": direction}
-    cost = {n: both(calculated(size, mechanism, n))[direction] for n in lengths}
-    rows = []
-    for start, end in RANGES:
-        part = {n: value for n, value in cost.items() if start <= n <= end}
-        exponent = scaling.fit_power_law(list(part), list(part.values())).exponent
-        rows.append(row("flops_exponent", round(exponent, 4), n_from=start, n_to=end, samples=len(part), **where))
-    for slope in scaling.local_exponents(lengths, list(cost.values())):
-        rows.append(row("local_exponent", round(slope.value, 4), n=slope.n, **where))
-    step = 2**16  # a whole number of every mechanism's chunks and pieces
-    once, twice, thrice = (both(calculated(size, mechanism, i * step))[direction] for i in (1, 2, 3))
-    growing = (thrice - 2 * twice + once) / (2 * step**2)
-    fixed = (twice - once) / step - 3 * step * growing
-    return [*rows, row("flops_fixed", fixed, **where), row("flops_growing", growing, **where)]
+    return [row("flops_fixed", fixed, **where), row("flops_growing", growing, **where)]
 
 
 directions = ["forward", "backward", "both"]
@@ -180,14 +188,18 @@ derived = [agreement(direction) for direction in directions]
 for size in sizes:
     for n in sorted(set(lengths) - set(counted_lengths)):
         derived += uncounted(size, n)
+costs = pd.concat([counted, pd.DataFrame(derived)], ignore_index=True)
+for size in sizes:
     for mechanism in mechanisms:
         for direction in directions:
-            derived += growth(size, mechanism, direction)
+            where = {"size": size, "mechanism": mechanism, "direction": direction}
+            derived += scaling.exponents(costs, "flops", where, RANGES) + scaling.slopes(costs, "flops", where)
+            derived += growing_part(size, mechanism, direction)
 
-result = sweep.publish(pd.concat([parameters, counted, pd.DataFrame(derived)], ignore_index=True))
+result = sweep.publish(pd.concat([parameters, compressed, counted, pd.DataFrame(derived)], ignore_index=True))
 
 # %% tags=["remove-input"]
-shown_size, claimed_size = "512x4x8", "256x2x4"
+shown_size, claimed_size = "512x4x8", CLAIMED_SIZE
 long, longest = RANGES[-1]
 forward = {"size": shown_size, "direction": "forward"}
 
@@ -225,8 +237,8 @@ def per_token(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 chart = figures.lines(
-    per_token(result.select("flops", **forward)), "n", title="Operations a token, forward", x_title="n (tokens)",
-    y_title="FLOPs a token", log_x=True, log_y=True,
+    per_token(result.select("flops", **forward)), "n", title="Operations per token, forward", x_title="n (tokens)",
+    y_title="FLOPs per token", log_x=True, log_y=True,
 )  # fmt: skip
 chart.update_xaxes(tickvals=lengths[::2], ticktext=[f"{n:,}" for n in lengths[::2]])
 said = claims.load("flops")
@@ -246,13 +258,14 @@ by_part = result.select("parameters_part", size=claimed_size)
 by_part = by_part.pivot(index="mechanism", columns="part", values="value").loc[mechanisms, names]
 by_part = by_part.rename_axis(columns=None)
 by_part["total"] = by_part.sum(axis=1)
-by_part["relative to standard"] = [value("parameters_relative", name, size=claimed_size) for name in mechanisms]
+relative = result.select("parameters_relative", size=claimed_size).set_index("mechanism")["value"]
+by_part["relative to standard"] = relative.reindex(by_part.index)
 said = claims.load("parameters", "parameters_relative").pivot(index="mechanism", columns="quantity", values="value")
 by_part["claimed total"], by_part["claimed relative"] = said["parameters"], said["parameters_relative"]
 figures.table(
     by_part.reset_index(), digits=4, caption=f"Trainable numbers by part, size {claimed_size}, and what was claimed"
 )
-millions = result.select("parameters")
+millions = result.select("parameters", implementation=None)
 millions = figures.pivot(millions.assign(value=millions["value"] / 1e6), "mechanism", "size", digits=4)
 figures.table(millions, caption="Millions of parameters at each size")
 figures.show_provenance(result)
@@ -262,46 +275,38 @@ figures.show_provenance(result)
 # The embedding stands once: the same matrix turns tokens into vectors and, in a language model, hidden states into
 # scores. That it stands once in the documents' totals too shows in the one for standard attention.
 #
-# The original BSBR has larger parts. Its source gives their sizes: biases, two meta projections a layer, and with
-# compression a dense map of a whole head's state, `head_dim` by `head_dim`, to `hidden_dim` over the compression factor,
-# and one back. The next cell adds them up.
-
+# The original BSBR has larger parts: biases, two meta projections per layer, and with compression a dense map of a whole
+# head's state, `head_dim` by `head_dim`, to `hidden_dim` over the compression factor, and one back. Here its own model
+# (the package `bsbr`, version `0.1.1`) is counted.
 
 # %% tags=["hide-input"]
-def original_parameters(size: str, compression_factor: int | None) -> int:
-    """Parameters of the original `BSBRModel`, by the sizes in its source (the package bsbr 0.1.1)."""
-    hidden, ff = SIZES[size]["hidden_dim"], SIZES[size]["ff_dim"]
-    projections = 6 * hidden * (hidden + 1)  # q, k, v, output, two meta projections
-    feed_forward, norms = 2 * hidden * ff + ff + hidden, 4 * hidden
-    maps = 0
-    if compression_factor is not None:
-        state, compressed = (hidden // SIZES[size]["num_heads"]) ** 2, hidden // compression_factor
-        maps = 2 * state * compressed + state + compressed
-    layer = projections + maps + feed_forward + norms
-    return SIZES[size]["vocab_size"] * hidden + SIZES[size]["num_layers"] * layer + 2 * hidden
-
-
-originals = {factor: original_parameters(claimed_size, factor) for factor in (None, 2, 4, 8)}
+by_factor = result.select("parameters", mechanism="bsbr", size=claimed_size).dropna(subset="compression_factor")
+totals = {
+    name: dict(zip(rows["compression_factor"], rows["value"], strict=True))
+    for name, rows in by_factor.groupby("implementation", sort=False)
+}
+names = ["without" if factor == 1 else str(factor) for factor in FACTORS]
 figures.table(
-    pd.DataFrame({"compression factor": [str(factor) for factor in originals], "parameters": list(originals.values())}),
+    pd.DataFrame(
+        {"compression": names, **{name: [int(found[factor]) for factor in FACTORS] for name, found in totals.items()}}
+    ),
     digits=4,
-    caption=f"Parameters of the original BSBR at size {claimed_size}, by its source",
+    caption=f"Parameters of BSBR at size {claimed_size}, by compression factor",
 )
+figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 claim = float(said.loc["bsbr", "parameters"])
-nearest = min(originals, key=lambda factor: abs(originals[factor] - claim))
-ours = {factor: ModelConfig("bsbr", **SIZES[claimed_size], compression_factor=factor) for factor in (None, nearest)}
-with torch.device("meta"):
-    ours = {factor: parts(TransformerLM(options)).total() for factor, options in ours.items()}
+nearest = min(FACTORS, key=lambda factor: abs(totals["original"][factor] - claim))
+ours, theirs = totals["ours"], totals["original"]
 figures.say(
     f"So the claimed {figures.number(claim / 1e6)} million fit the original with compression factor {nearest} "
-    f"({figures.number(originals[nearest] / 1e6, 4)} million), although the page names no compression. Nearly half of "
-    f"them are those maps, not attention: without compression the original has "
-    f"{figures.number(originals[None] / 1e6, 4)} million, and ours {figures.number(ours[None] / 1e6, 4)} million. Ours "
-    f"compresses the values of a state by two small maps a head, and factor {nearest} adds "
-    f"{figures.number((ours[nearest] - ours[None]) / 1e6, 2)} million numbers. The meta projections are all that sets "
-    f"our BSBR apart from standard attention; most of either is the embedding, which is "
+    f"({figures.number(theirs[nearest] / 1e6, 4)} million), although the page names no compression. "
+    f"{figures.number(100 * (theirs[nearest] - theirs[1]) / theirs[nearest], 2)} % of them are those maps, not attention: "
+    f"without compression the original has {figures.number(theirs[1] / 1e6, 4)} million, and ours "
+    f"{figures.number(ours[1] / 1e6, 4)} million. Ours compresses the values of a state by two small maps per head, and "
+    f"factor {nearest} adds {figures.number((ours[nearest] - ours[1]) / 1e6, 2)} million numbers. The meta projections are "
+    f"all that sets our BSBR apart from standard attention; most of either is the embedding, which is "
     f"{figures.number(100 * by_part.loc['standard', 'embedding'] / by_part.loc['standard', 'total'])} % of the total "
     f"for standard attention."
 )
@@ -321,7 +326,6 @@ figures.show_provenance(result)
 
 # %% tags=["hide-input"]
 rows = result.select("flops_relative", **forward)
-rows = rows[rows["mechanism"] != "standard"]
 chart = figures.lines(
     rows, "n", title="Operations relative to standard attention", x_title="n (tokens)", log_x=True, log_y=True
 )
@@ -344,7 +348,7 @@ said = claims.load("flops_exponent").set_index("mechanism")["value"].map(figures
 exponents["claimed"] = exponents.index.map(said).fillna("–")
 figures.table(exponents.reset_index(), caption=f"Exponent of FLOPs, forward, size {shown_size}")
 
-slopes = result.select("local_exponent", **forward)
+slopes = result.select("flops_local_exponent", **forward)
 chart = figures.lines(
     slopes,
     "n",
@@ -367,7 +371,7 @@ figures.show_provenance(result)
 coefficients = pd.DataFrame(
     {
         "mechanism": mechanisms,
-        "a: FLOPs a token": [value("flops_fixed", name, **forward) for name in mechanisms],
+        "a: FLOPs per token": [value("flops_fixed", name, **forward) for name in mechanisms],
         "b: more for each token of text": [value("flops_growing", name, **forward) for name in mechanisms],
     }
 )
@@ -421,7 +425,7 @@ figures.say(
     f"The counter and the formula agree in {figures.number(checks['value'].min())} % of "
     f"{figures.number(checks['samples'].sum())} counts: {len(sizes)} sizes, {len(mechanisms)} mechanisms, "
     f"{len(counted_lengths)} lengths up to {counted_lengths[-1]:,}; forward, backward and both. Other lengths are the "
-    f"formula's alone, with no `samples` in the table. Counts do not depend on the machine; operations a second do, and *Inference time* has those."
+    f"formula's alone, with no `samples` in the table. Counts do not depend on the machine; operations per second do, and *Inference time* has those."
 )
 
 # %% [markdown]
@@ -433,7 +437,7 @@ claims.table(result)
 # %% [markdown]
 # ## Limits and exercises
 #
-# - Operations are not time: a fused product and a sum over a few numbers are far apart in operations a second, and
+# - Operations are not time: a fused product and a sum over a few numbers are far apart in operations per second, and
 #   nothing here counts bytes moved.
 # - Another kernel may spend more than is counted here, on pairs of tokens behind the mask or on padding of its own.
 # - Halve `chunk_size` in `COMMON`. What does it do to $a$, and what to $b$?

@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#   kernelspec:
-#     display_name: Python 3 (ipykernel)
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Bytes between processes
 #
@@ -19,14 +5,14 @@
 # one another in each layer, if they attend by BSBR, and how many if they attend by softmax to everything before?
 
 # %% tags=["remove-input"]
-from bsbr import figures
+from bsbr.show import figures
 
 answer, main_chart, origin = figures.reserve("answer"), figures.reserve("chart"), figures.reserve("source")
 
 # %% [markdown]
 # ## Why they differ
 #
-# Softmax attention needs every key and value before a token: $2p$ numbers a token and head, wherever that token's rank
+# Softmax attention needs every key and value before a token: $2p$ numbers per token and head, wherever that token's rank
 # is. BSBR needs, of a chunk of $B$ tokens on another rank, its state and its meta key: $p \, (p + 1)$ numbers, or
 # $p \, (p/f + 1)$ if states are compressed by $f$. For a token that is
 #
@@ -49,7 +35,7 @@ answer, main_chart, origin = figures.reserve("answer"), figures.reserve("chart")
 # - **softmax, all-gather**: every rank collects all keys and values; in the backward pass each rank gets the sum of its
 #   gradients from all others;
 # - **softmax, ring**: keys and values travel round the ring of ranks, a block at a time
-#   ([Ring Attention](https://arxiv.org/abs/2310.01889)). This one keeps the blocks that came by for its backward pass.
+#   (Ring Attention, {cite:t}`liu2023`). This one keeps the blocks that came by for its backward pass.
 #   The published one saves that memory by sending them round again, so it sends more;
 # - **softmax, to later ranks only**: keys and values sent as sparingly as `bsbr` sends its states. What remains between
 #   this and `bsbr` is due to the mechanism alone.
@@ -66,8 +52,8 @@ profile = "quick"
 # %% tags=["hide-input"]
 import pandas as pd
 
-from bsbr.measure import parallel
-from bsbr.results import Sweep, row, select
+from bsbr.store import Sweep, row, select
+from bsbr.studies import parallel
 
 METHODS = {
     "bsbr": {},
@@ -111,7 +97,7 @@ def measure(ranks: int, n: int, chunk_size: int) -> list[dict]:
     """One job: every method, every rank, both directions."""
     sizes = parallel.Sizes(chunk_size=chunk_size, **SIZES)
     return [
-        row("bytes_sent", sent, samples=1, method=method, direction=direction, rank=rank)
+        row("bytes_sent", sent, method=method, direction=direction, rank=rank)
         for rank, methods in enumerate(parallel.launch(ranks, parallel.bytes_per_layer, n, METHODS, sizes, SEED))
         for method, both in methods.items()
         for direction, sent in zip(("forward", "backward"), both, strict=True)
@@ -122,11 +108,10 @@ sweep = Sweep(
     "benchmarks/sequence_parallel",
     target=target,
     profile=profile,
-    parameters={**SIZES, "methods": METHODS, "dtype": "float32", "backend": "gloo"},
-    code=[parallel],
+    parameters={"dtype": "float32", "backend": "gloo"},
     seed=SEED,
 )
-measured = sweep.measure(cells, measure)
+measured = sweep.measure(cells, measure, machine_bound=False)
 
 # %% tags=["hide-input"]
 FACTORS = ["ranks", "n", "chunk_size"]
@@ -135,7 +120,6 @@ ratios = [
     row(
         "bytes_ratio",
         total / totals[(*cell, "bsbr")],
-        samples=1,
         method=method,
         **dict(zip(FACTORS, cell, strict=True)),
     )
@@ -169,7 +153,7 @@ sparingly = result.value("bytes_ratio", method="all_gather", **where) / result.v
 )
 compressed = 1 / result.value("bytes_ratio", method="bsbr_compressed", **where)
 figures.say(
-    f"**On {RANKS} ranks, softmax attention by all-gather sends {times('all_gather')} times as many bytes a layer as BSBR "
+    f"**On {RANKS} ranks, softmax attention by all-gather sends {times('all_gather')} times as many bytes per layer as BSBR "
     f"with chunks of {CHUNK_SIZE}, and ring attention {times('ring')} times.** A factor of {figures.number(sparingly)} of "
     f"that is sending to later ranks only, which softmax attention could do too: it then sends {times('later_only')} times "
     f"as much as BSBR. If BSBR compresses its states by {METHODS['bsbr_compressed']['compression_factor']}, it sends "
@@ -256,7 +240,7 @@ off = ((later_only["value"] / predicted - 1).abs() * 100).max()
 figures.say(
     f"What is counted is what the formula says, within {figures.number(off, 2)} %. The rest is the meta query that "
     f"a rank sends to the next one, and gloo's headers.\n\n"
-    f"For {largest:,} tokens the first of {RANKS} ranks sends {figures.number(first['forward'] / MIB)} MiB a layer in the "
+    f"For {largest:,} tokens the first of {RANKS} ranks sends {figures.number(first['forward'] / MIB)} MiB per layer in the "
     f"forward pass, and {figures.number(last['forward'])} bytes leave the last one: confirmations of what it got.\n\n"
     f"Reading two chunks exactly costs a fixed amount, a chunk's keys and values from each rank to the next, however long "
     f"the slices: {times('bsbr_two_local', n=shortest)} times the bytes at n = {shortest:,}, "
@@ -269,7 +253,7 @@ figures.say(
 #
 # - Bytes, not seconds: all ranks share this machine's cores and memory, so time between them would mean nothing. On
 #   a real network, bytes over bandwidth bound the time that a layer waits.
-# - Training also sums the gradients of the parameters over the ranks, once a step. That is the same for every method and
+# - Training also sums the gradients of the parameters over the ranks, once per step. That is the same for every method and
 #   is not counted.
 # - The saving falls with the head dimension: a state grows with its square, keys and values do not. From which head
 #   dimension on would BSBR send more than softmax attention?

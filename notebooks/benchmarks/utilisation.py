@@ -1,17 +1,3 @@
-# ---
-# jupyter:
-#   jupytext:
-#     formats: ipynb,py:percent
-#     text_representation:
-#       extension: .py
-#       format_name: percent
-#       format_version: '1.3'
-#   kernelspec:
-#     display_name: Python 3 (ipykernel)
-#     language: python
-#     name: python3
-# ---
-
 # %% [markdown]
 # # Use of the machine
 #
@@ -19,7 +5,7 @@
 # trains without a pause? And what power does that draw?
 
 # %% tags=["remove-input"]
-from bsbr import figures
+from bsbr.show import figures
 
 answer, tested = figures.reserve("answer"), figures.reserve("claims' line")
 main_chart, origin = figures.reserve("chart"), figures.reserve("source")
@@ -31,10 +17,8 @@ main_chart, origin = figures.reserve("chart"), figures.reserve("source")
 # what was running.
 
 # %% tags=["hide-input"]
-import numpy as np
-
-from bsbr import claims
-from bsbr.metrics import metric
+from bsbr.show import claims
+from bsbr.store.metrics import metric
 
 CPU = ["cpu_utilisation", "memory_utilisation", "io_utilisation"]
 GPU = ["gpu_utilisation", "gpu_memory_utilisation"]
@@ -72,7 +56,8 @@ figures.table(wide.rename_axis(columns=None).reset_index(), caption="Claimed")
 # - **GPU use** is the share of the time in which any kernel ran, and **GPU memory use** the share of its memory in use,
 #   by NVML. They are read where the work runs on a GPU.
 #
-# A value is the median over the windows, with a 95 % interval from order statistics. All of it belongs to the machine.
+# A value is the median over the windows, with a 95 % interval from order statistics. Windows follow one another, so a
+# slow swing of the machine is in the interval only as far as it shows within them. All of it belongs to the machine.
 # What this machine has no sensor for is said so, with the reason.
 
 # %% tags=["parameters", "remove-cell"]
@@ -80,22 +65,27 @@ target = "cpu"
 profile = "quick"
 
 # %% tags=["hide-input"]
+import itertools
 import time
 from collections.abc import Callable
-from dataclasses import asdict
 
 import torch
 
-from bsbr import MECHANISMS
-from bsbr.measure import machine, passes, speed, utilisation
-from bsbr.results import Sweep, row
+from bsbr import MECHANISMS, stats
+from bsbr.measure import machine, utilisation
+from bsbr.store import Sweep, row
+from bsbr.studies import passes
 
-SIZES = {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512}
-SIZES |= {"chunk_size": 128, "window_size": 128}
+MAIN, LARGE = "256x2x4", "512x4x8"
+SIZES = {
+    MAIN: {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512},
+    LARGE: {"vocab_size": 10_000, "hidden_dim": 512, "num_layers": 4, "num_heads": 8, "ff_dim": 2048},
+}
+COMMON = {"chunk_size": 128, "window_size": 128}
 PROFILES = {
-    "tiny": {"n": 64, "windows": 2, "seconds": 0.05},
-    "quick": {"n": 1024, "windows": 3, "seconds": 0.5},
-    "full": {"n": 1024, "windows": 8, "seconds": 1.0},
+    "tiny": {"sizes": [MAIN], "n": 64, "windows": 7, "seconds": 0.05},
+    "quick": {"sizes": [MAIN], "n": 1024, "windows": 7, "seconds": 0.5},
+    "full": {"sizes": [MAIN, LARGE], "n": 1024, "windows": 8, "seconds": 1.0},
 }
 settings = PROFILES[profile]
 device = machine.device(target)
@@ -105,11 +95,10 @@ device = machine.device(target)
 
 
 # %% tags=["hide-input"]
-def work(phase: str, mechanism: str) -> Callable[[], None]:
+def work(size: str, phase: str, mechanism: str) -> Callable[[], None]:
     """One call of the work, which ends when the device has finished it."""
-    given = passes.make(
-        "inference" if phase == "prefill" else "training", mechanism, settings["n"], device=device, **SIZES
-    )
+    kind, options = "inference" if phase == "prefill" else "training", {**SIZES[size], **COMMON}
+    given = passes.make(kind, mechanism, settings["n"], device=device, **options)
     optimizer = torch.optim.AdamW(given.model.parameters())
 
     def once() -> None:
@@ -132,15 +121,15 @@ def watch(once: Callable[[], None], seconds: float) -> dict[str, utilisation.Rea
     return monitor.readings
 
 
-def measure(phase: str, mechanism: str) -> list[dict]:
-    once = work(phase, mechanism)
+def measure(size: str, phase: str, mechanism: str) -> list[dict]:
+    once = work(size, phase, mechanism)
     once()  # what only a first call does is not sustained work
     windows = [watch(once, settings["seconds"]) for _ in range(settings["windows"])]
     rows = []
     for name, reading in windows[0].items():
         values = [window[name].value for window in windows if window[name].value is not None]
         if values:
-            rows.append(row(name, **asdict(speed.median(np.array(values)))))
+            rows.append(row(name, stats.median(values)))
         else:
             rows.append(row(name, None, status="not_available", reason=reading.reason))
     return rows
@@ -148,15 +137,19 @@ def measure(phase: str, mechanism: str) -> list[dict]:
 
 # %% tags=["hide-input", "remove-output"]
 PHASES = ["prefill", "training"]
-cells = [{"phase": phase, "mechanism": mechanism} for phase in PHASES for mechanism in MECHANISMS]
+cells = [
+    {"size": size, "phase": phase, "mechanism": mechanism}
+    for size in settings["sizes"]
+    for phase in PHASES
+    for mechanism in MECHANISMS
+]
 sweep = Sweep(
     "benchmarks/utilisation",
     target=target,
     profile=profile,
-    parameters={**SIZES, **settings, "batch": 1, "dtype": "float32"},
-    code=[passes, utilisation],
+    parameters={"batch": 1, "dtype": "float32"},
 )
-result = sweep.publish(sweep.measure(cells, measure))
+result = sweep.publish(sweep.measure(cells, measure, machine_bound=True))
 
 # %% tags=["remove-input"]
 cores = result.provenance["machine"]["cores"]
@@ -167,7 +160,7 @@ missing = result.table[result.table["status"] != "ok"].drop_duplicates("metric")
 
 def shown(name: str, **factors: object) -> str:
     """A number with its interval and unit, or that it was not measured."""
-    found = result.select(name, **factors).iloc[0]
+    found = result.select(name, size=MAIN, **factors).iloc[0]
     if found["status"] != "ok":
         return "not measured here"
     return f"{figures.interval(found['value'], found['low'], found['high'], 2)} {found['unit']}"
@@ -175,7 +168,7 @@ def shown(name: str, **factors: object) -> str:
 
 def spread(name: str, phase: str) -> str:
     """The least and the greatest of all mechanisms."""
-    values = result.select(name, phase=phase)["value"].dropna()
+    values = result.select(name, size=MAIN, phase=phase)["value"].dropna()
     if values.empty:
         return "not measured here"
     return f"{figures.number(values.min())} to {figures.number(values.max())} {metric(name).unit}"
@@ -193,8 +186,10 @@ figures.say(
     answer,
 )
 figures.say(claims.line(result), tested)
-rows = result.table[result.table["metric"] == main]
-chart = figures.bars(rows, "mechanism", group="phase", title=f"{metric(main).title}, n = {settings['n']:,}")
+rows = result.select(main, size=MAIN)
+chart = figures.bars(
+    rows, "mechanism", group="phase", title=f"{metric(main).title}, n = {settings['n']:,}, size {MAIN}"
+)
 chart.update_yaxes(range=[0, 100])
 figures.show(chart, "use", main_chart)
 figures.say(figures.provenance_line(result), origin)
@@ -203,14 +198,14 @@ figures.say(figures.provenance_line(result), origin)
 # ## All quantities
 
 # %% tags=["remove-input"]
-for phase in PHASES:
-    rows = result.table[result.table["phase"] == phase]
+for size, phase in itertools.product(settings["sizes"], PHASES):
+    rows = result.table[(result.table["phase"] == phase) & (result.table["size"] == size)]
     titled = rows.assign(
         quantity=rows["metric"].map(title), status=rows["status"].replace("not_available", "not measured here")
     )
     figures.table(
         figures.pivot(titled, "mechanism", "quantity"),
-        caption=f"{phase.capitalize()}, n = {settings['n']:,}: median and 95 % interval",
+        caption=f"{phase.capitalize()}, n = {settings['n']:,}, size {size}: median and 95 % interval",
     )
 figures.show_provenance(result)
 
@@ -230,7 +225,7 @@ claims.table(result)
 # ## Reading
 
 # %% tags=["remove-input"]
-resident = result.select("memory_utilisation", phase="prefill", mechanism="bsbr").iloc[0]["value"]
+resident = result.select("memory_utilisation", size=MAIN, phase="prefill", mechanism="bsbr").iloc[0]["value"]
 figures.say(
     f"One document gives standard attention the highest use of the processor. Use by itself is no cost: a "
     f"mechanism that leaves cores idle takes longer for the same work. What tells mechanisms apart is the time, on the "
@@ -240,7 +235,7 @@ figures.say(
     f"{figures.number(resident * memory_gib * 1024 / 100, 2)} MiB for BSBR. Nearly all of it is PyTorch itself and what "
     f"earlier cells left; the bytes of each mechanism are on the page *Memory*. The disk was busy for "
     f"{spread('io_utilisation', 'prefill')} of the time in reading, by others: this work reads and writes nothing.\n\n"
-    f"Sizes: {', '.join(f'{name} {value:,}' for name, value in SIZES.items())}; float32, batch of one; "
+    f"Size {MAIN}: {', '.join(f'{name} {value:,}' for name, value in {**SIZES[MAIN], **COMMON}.items())}; float32, batch of one; "
     f"{settings['windows']} windows of {settings['seconds']:g} s."
 )
 

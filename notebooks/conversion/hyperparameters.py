@@ -7,7 +7,7 @@
 # %% tags=["remove-input"]
 import pandas as pd
 
-from bsbr import claims, figures
+from bsbr.show import claims, figures
 
 answer, claimed, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
@@ -45,7 +45,7 @@ for factor, stated in {"chunk_size": said_of_chunks, "compression_factor": said_
 # %% [markdown]
 # ## Method
 #
-# `SmolLM2-135M-Instruct` is converted under many settings, with no training, and each is held against the original.
+# `SmolLM2-135M-Instruct` {cite:p}`benallal2025` is converted under many settings, with no training, and each is held against the original.
 # [The page on conversion](../../book/conversion.md) says what the settings mean. The converter's default is the centre:
 # around it one factor is changed at a time, and chunk size is crossed with retrieval.
 #
@@ -54,10 +54,9 @@ for factor, stated in {"chunk_size": said_of_chunks, "compression_factor": said_
 #   settings is what is meant here. [Similarity](similarity.ipynb) has the spread between documents for some of them.
 # - **Cost**: one pass over the prompt as `generate` makes it, with a cache and the logits of the last position alone.
 #   Settings take turns with the original on the clock, round after round, those that read states alone in one group and the
-#   others in another. A speedup is the median of the ratios within a round; its interval is the range of the rounds,
-#   which are few. Peak memory is what tensors hold at the worst moment of such a pass, weights included; the pass that
-#   counts it is off the clock. Counting takes long where operations are many and small, so with states it is done on
-#   short texts only, and for compression alone.
+#   others in another. A speedup is the median of the ratios within a round, with a 95 % interval by order statistics.
+#   Peak memory is what tensors hold at the worst moment of such a pass, weights included, counted off the clock. Counting
+#   takes long where operations are many and small, so with states it is done on short texts only, and for compression alone.
 #
 # A setting is **on the front** if no other that was measured is at least as fast at a lower perplexity. States are the
 # slowest to read long texts with; settings with them are measured on short ones only, and
@@ -73,20 +72,18 @@ profile = "quick"
 # %% tags=["hide-input"]
 import functools
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 
-import numpy as np
-import torch
 from transformers import PreTrainedModel
 
-import bsbr.convert
-from bsbr import ConversionConfig, convert
-from bsbr.convert.memory import cache_bytes
-from bsbr.measure import machine, memory, similarity, speed
-from bsbr.results import Sweep, row
-from bsbr.tasks import sources
+from bsbr import convert, sources, stats
+from bsbr.conversion.memory import cache_bytes
+from bsbr.measure import machine, memory, speed
+from bsbr.store import Sweep, over, row
+from bsbr.studies import documents, pretrained, similarity, tasks
+from bsbr.studies import settings as known
+from bsbr.studies.settings import TOP_16
 
-TOP_16 = ConversionConfig(chunk_size=128, local_chunks=2, sink_tokens=32, retrieval="top_k", top_k=16, block_size=32)
 NONE, STATES = replace(TOP_16, retrieval="none"), replace(TOP_16, retrieval="states")
 CHUNK_SIZES, REFERENCE_CHUNK = [64, 128, 256, 512], 64  # the document's sizes, and the one its numbers are relative to
 SETTINGS = {
@@ -97,15 +94,15 @@ SETTINGS = {
     **{f"top-16, {count} local": replace(TOP_16, local_chunks=count) for count in (1, 4)},
     **{f"top-16, {count} sinks": replace(TOP_16, sink_tokens=count) for count in (0, 128)},
     **{f"top-{count}": replace(TOP_16, top_k=count) for count in (4, 8, 32, 64)},
-    "both": replace(TOP_16, retrieval="both", top_k=4),
+    "both": known.SETTINGS["both"],
     **{f"states, compressed by {factor}": replace(STATES, compression_factor=factor) for factor in (2, 4, 8)},
-    "fine states": replace(STATES, chunk_size=32, local_chunks=8, sink_tokens=4, compression_factor=8),
+    "fine states": known.FINE_STATES,
 }
 BY_RETRIEVAL = {
     kind: [name for size in CHUNK_SIZES for name, one in SETTINGS.items() if one == replace(base, chunk_size=size)]
     for kind, base in {"none": NONE, "states": STATES, "top-16": TOP_16}.items()
 }
-STATE_RUNGS = [name for name, one in SETTINGS.items() if one.retrieval == "states"]
+WITH_STATES = [name for name, one in SETTINGS.items() if one.retrieval == "states"]
 PLAIN_STATES = "states, chunks of 128"  # what compression is held against
 COMPRESSED = [PLAIN_STATES, *(f"states, compressed by {factor}" for factor in (2, 4, 8))]
 ONE_FACTOR = {
@@ -116,7 +113,9 @@ ONE_FACTOR = {
     "retrieval": ["none, chunks of 128", PLAIN_STATES, "top-16", "both"],
     "compression": COMPRESSED,
 }
-LONG = [name for name in SETTINGS if name not in [*STATE_RUNGS, "none, chunks of 64", "none, chunks of 256"]]
+LONG = [
+    name for name in SETTINGS if name not in [*WITH_STATES, *(f"none, chunks of {size}" for size in (64, 256, 512))]
+]
 FEW = ["top-16", "none, chunks of 128", PLAIN_STATES, "top-16, chunks of 64", "states, compressed by 8"]
 PROFILES = {
     "tiny": {
@@ -125,36 +124,20 @@ PROFILES = {
     },
     "quick": {
         "settings": {1024: FEW},
-        "documents": {1024: 1}, "rounds": 2, "states_weighed": 0, "layers": None,
+        "documents": {1024: 1}, "rounds": 7, "states_weighed": 0, "layers": None,
     },
     "full": {
         "settings": {1024: COMPRESSED, 2048: LONG},
-        "documents": {1024: 1, 2048: 1}, "rounds": 2, "states_weighed": 1024, "layers": None,
+        "documents": {1024: 1, 2048: 1}, "rounds": 7, "states_weighed": 1024, "layers": None,
     },
 }  # fmt: skip
-FEWEST_FOR_INTERVAL = 4  # documents
 MB = 1e6
 settings = PROFILES[profile]
+TRIED, ROUNDS, LAYERS = (settings[name] for name in ("settings", "rounds", "layers"))
+STATES_WEIGHED = settings["states_weighed"]
 device = machine.device(target)
 keeps_freed_memory = machine.keep_freed_memory()
-
-
-def columns(name: str) -> dict:
-    """A setting as columns of the table; what its retrieval does not use stays empty."""
-    one = SETTINGS[name]
-    return {
-        "setting": name,
-        "chunk_size": one.chunk_size,
-        "local_chunks": one.local_chunks,
-        "sink_tokens": one.sink_tokens,
-        "retrieval": one.retrieval,
-        "top_k": one.top_k if one.retrieves_blocks else None,
-        "block_size": one.block_size if one.retrieval.startswith("top_k") else None,
-        "compression_factor": one.compression_factor or 0,
-    }
-
-
-configs = pd.DataFrame([columns(name) for name in SETTINGS]).convert_dtypes()
+configs = known.frame(SETTINGS)
 figures.table(configs, caption="The settings (compression factor 0: none)")
 
 # %% [markdown]
@@ -162,43 +145,29 @@ figures.table(configs, caption="The settings (compression factor 0: none)")
 
 
 # %% tags=["hide-input"]
-@functools.cache
-def original() -> tuple:
-    """The model and its tokenizer. A trial run of this page makes do with the first layers."""
-    model, tokenizer = sources.load_smollm2()
-    model.model.layers = model.model.layers[: settings["layers"]]
-    model.config.num_hidden_layers = len(model.model.layers)
-    return model.to(device), tokenizer
+def load() -> tuple:
+    return pretrained.load("SmolLM2", "float32", device, LAYERS)
 
 
 def model_of(setting: str) -> PreTrainedModel:
-    return original()[0] if setting == "original" else convert(original()[0], SETTINGS[setting])
-
-
-def ids_of(document: str, n: int) -> torch.Tensor:
-    text = next(speech.text for speech in sources.load_speeches("held_out") if speech.key == document)
-    ids = original()[1](text, return_tensors="pt")["input_ids"][:, :n]
-    if ids.shape[1] < n:
-        raise ValueError(f"{document} has only {ids.shape[1]} tokens, {n} are needed")
-    return ids.to(device)
+    return load()[0] if setting == known.ORIGINAL else convert(load()[0], SETTINGS[setting])
 
 
 @functools.lru_cache(maxsize=1)
 def original_reading(n: int, document: str) -> similarity.Reading:
-    return similarity.read(original()[0], ids_of(document, n), layers=False)
+    return similarity.read(load()[0], documents.ids_of(document, load()[1], n, device), layers=False)
 
 
 def read(n: int, document: str, setting: str) -> list[dict]:
     """One setting's reading of one text beside the original's."""
     before = original_reading(n, document)
-    found = similarity.compare(
-        before, before if setting == "original" else similarity.read(model_of(setting), before.ids[None], layers=False)
-    )
-    rows = [row("perplexity", found.perplexity), row("next_token_accuracy", found.next_token_accuracy)]
-    if setting == "original":
-        return rows
+    if setting == known.ORIGINAL:
+        found = similarity.compare(before, before)
+        return [row("perplexity", found.perplexity), row("next_token_accuracy", found.next_token_accuracy)]
+    found = similarity.compare(before, similarity.read(model_of(setting), before.ids[None], layers=False))
     return [
-        *rows,
+        row("perplexity", found.perplexity),
+        row("next_token_accuracy", found.next_token_accuracy),
         row("perplexity_ratio", found.perplexity_ratio),
         row("top_1_agreement", found.agreement[1]),
         row("cosine_similarity", found.cosine),
@@ -212,135 +181,119 @@ def reference_chunk(setting: str) -> str:
     return of_its_kind[CHUNK_SIZES.index(REFERENCE_CHUNK)] if of_its_kind else ""
 
 
-def prefill(name: str, ids: torch.Tensor, weighed: bool, peaks: dict[str, float]) -> speed.Task:
-    """A pass as `generate` begins. The first call, which the timer leaves out of account, is the one that is weighed."""
-    model = model_of(name)
-
-    @torch.inference_mode()
-    def call() -> None:
-        model(ids, use_cache=True, logits_to_keep=1)
-
-    def run(_: None) -> None:
-        if name in peaks or not weighed:
-            call()
-            return
-        if device.type == "cuda":
-            call()  # so that libraries have their workspaces
-        peaks[name] = memory.tensors(call, model, ids).total / MB
-
-    return speed.Task(run)
+def group(n: int, turns: str) -> list[str]:
+    """The original and the settings that take turns with it: those that read states alone, or all others."""
+    return [known.ORIGINAL, *(name for name in TRIED[n] if (name in WITH_STATES) == (turns == "states"))]
 
 
-def cost(phase: str, n: int, turns: str) -> list[dict]:
-    """Time and memory of the settings that take turns with one another and with the original."""
-    names = ["original", *(name for name in settings["settings"][n] if (name in STATE_RUNGS) == (turns == "states"))]
-    few_operations = {name for name in names if name not in STATE_RUNGS}
-    weighed = few_operations | (set(names) & set(COMPRESSED) if n <= settings["states_weighed"] else set())
-    ids, peaks = ids_of(speeches[0], n), {}
-    tasks = {name: prefill(name, ids, name in weighed, peaks) for name in names}
-    taken = speed.interleave(tasks, min_rounds=settings["rounds"], max_rounds=settings["rounds"], block=0.0)
-    rows = []
-    for name in names:
-        where = {"setting": name}
-        rows.append(row("time", **asdict(speed.median(taken[name])), **where))
-        rows.append(row("cache_memory", cache_bytes(original()[0], n, SETTINGS.get(name)) / MB, **where))
-        if name in weighed:
-            rows.append(row("peak_memory", peaks[name], **where))
-        if name != "original":
-            rows.append(row("speedup", **asdict(speed.ratio(taken["original"], taken[name])), **where))
-            rows += relative_memory(peaks, name, "original")
+def cost(phase: str, n: int, turns: str, document: str) -> list[dict]:
+    """Time of the settings that take turns with one another and with the original."""
+    ids = documents.ids_of(document, load()[1], n, device)
+    passes = {name: tasks.generate_prefill_task(model_of(name), ids) for name in group(n, turns)}
+    taken = speed.interleave(passes, min_rounds=ROUNDS, max_rounds=ROUNDS, block=0.0)
+    rows = tasks.timed_rows(taken, "setting", baseline=known.ORIGINAL)
+    for name in taken:
         if (control := reference_chunk(name)) in taken:
-            speeds = speed.ratio(taken[control], taken[name])
-            rows.append(row("relative_speed", **asdict(speeds), **where, control=control))
-            rows += relative_memory(peaks, name, control)
+            rows.append(row("relative_speed", stats.ratio(taken[control], taken[name]), setting=name, control=control))
         if name in COMPRESSED and PLAIN_STATES in taken:
-            where = {"setting": name, "control": PLAIN_STATES}
-            faster = speed.median(100 * (taken[PLAIN_STATES] / taken[name] - 1))
-            rows.append(row("speed_impact", **asdict(faster), **where))
-            if name in peaks:
-                rows.append(row("memory_saved", 100 * (1 - peaks[name] / peaks[PLAIN_STATES]), **where))
+            faster = stats.median(100 * (taken[PLAIN_STATES] / taken[name] - 1))
+            rows.append(row("speed_impact", faster, setting=name, control=PLAIN_STATES))
     return rows
 
 
-def relative_memory(peaks: dict[str, float], name: str, control: str) -> list[dict]:
-    if not {name, control} <= peaks.keys():
-        return []
-    return [row("relative_memory", peaks[name] / peaks[control], setting=name, control=control)]
+def weigh(phase: str, n: int, turns: str, document: str) -> list[dict]:
+    """Peak memory of the same passes, off the clock, and the cache that they leave."""
+    names = group(n, turns)
+    rows = [
+        row("cache_memory", cache_bytes(load()[0], n, SETTINGS.get(name)) / MB, setting=name)
+        for name in names
+        if turns == "blocks" or name != known.ORIGINAL or "blocks" not in turns_at(n)
+    ]
+    if turns == "states":
+        names = [name for name in names if name in (known.ORIGINAL, *COMPRESSED)] if n <= STATES_WEIGHED else []
+    ids, peaks = documents.ids_of(document, load()[1], n, device), {}
+    for name in names:
+        model = model_of(name)
+        if device.type == "cuda":
+            tasks.forward(model, ids)  # so that libraries have their workspaces
+        peaks[name] = memory.tensors(functools.partial(tasks.forward, model, ids), model, ids).total / MB
+    for name, peak in peaks.items():
+        if name != known.ORIGINAL or turns == "blocks" or "blocks" not in turns_at(n):
+            rows.append(row("peak_memory", peak, setting=name))
+        for control in {known.ORIGINAL, reference_chunk(name)} & peaks.keys():
+            if name != known.ORIGINAL:
+                rows.append(row("relative_memory", peak / peaks[control], setting=name, control=control))
+        if name in COMPRESSED and PLAIN_STATES in peaks:
+            saved = 100 * (1 - peak / peaks[PLAIN_STATES])
+            rows.append(row("memory_saved", saved, setting=name, control=PLAIN_STATES))
+    return rows
+
+
+def turns_at(n: int) -> list[str]:
+    return [turns for turns in ("blocks", "states") if len(group(n, turns)) > 1]
 
 
 # %% tags=["hide-input", "remove-output"]
 speeches = [speech.key for speech in sources.load_speeches("held_out")]
-lengths = list(settings["settings"])
-
-
+lengths = list(TRIED)
 sweep = Sweep(
     "conversion/hyperparameters",
     target=target,
     profile=profile,
     parameters={
-        "settings": {name: asdict(SETTINGS[name]) for names in settings["settings"].values() for name in names},
-        "rounds": settings["rounds"],
-        "states_weighed": settings["states_weighed"],
-        "layers": settings["layers"],
+        "settings": known.parameters({name: SETTINGS[name] for names in TRIED.values() for name in names}),
+        "rounds": ROUNDS,
+        "states_weighed": STATES_WEIGHED,
+        "layers": LAYERS,
         "keeps_freed_memory": keeps_freed_memory,
         "dtype": "float32",
         "batch": 1,
     },
-    code=[bsbr.convert, memory, similarity, speed],
     sources=[sources.pin_path(name) for name in ("smollm2", "speeches")],
 )
-timed = sweep.measure(
-    [
-        {"phase": "prefill", "n": n, "turns": turns}
-        for n, names in settings["settings"].items()
-        for turns in ("blocks", "states")
-        if any((name in STATE_RUNGS) == (turns == "states") for name in names)
-    ],
-    cost,
-)
+passes = [
+    {"phase": "prefill", "n": n, "turns": turns, "document": speeches[0]} for n in lengths for turns in turns_at(n)
+]
+costs = [sweep.measure(passes, cost, machine_bound=True), sweep.measure(passes, weigh, machine_bound=False)]
 read_rows = sweep.measure(
     [
         {"n": n, "document": document, "setting": setting}
-        for n, names in settings["settings"].items()
+        for n, names in TRIED.items()
         for document in sources.evenly(speeches, settings["documents"][n])
-        for setting in ["original", *names]
+        for setting in [known.ORIGINAL, *names]
     ],
     read,
+    machine_bound=False,
 )
 
 # %% [markdown]
-# Over the documents, each metric has a mean. What compression loses in accuracy is against plain states on the same
-# documents. The original is timed with either group of settings, so it has a row of times for each.
+# Over the documents, which are the same for every setting at a length, each metric has a mean. What compression loses in
+# accuracy is against plain states on the same documents. The original is timed with either group of settings, so it has a
+# row of times for each.
 
 
 # %% tags=["hide-input"]
-def over_documents(rows: pd.DataFrame) -> list[dict]:
+def accuracy_drops(rows: pd.DataFrame, n: int) -> list[dict]:
     found = []
-    for (n, setting, metric), part in rows.groupby(["n", "setting", "metric"], sort=False):
-        mean = similarity.mean(list(part["value"]))
-        low, high = (mean.low, mean.high) if mean.samples >= FEWEST_FOR_INTERVAL else (None, None)
-        found.append(row(metric, mean.value, low=low, high=high, samples=mean.samples, n=n, setting=setting))
-    return found
-
-
-def accuracy_drop(rows: pd.DataFrame) -> list[dict]:
-    found = []
-    right = rows[rows["metric"] == "next_token_accuracy"]
-    for n, part in right.groupby("n", sort=False):
-        by_setting = part.pivot(index="document", columns="setting", values="value")
-        for setting in [name for name in COMPRESSED if name in by_setting and PLAIN_STATES in by_setting]:
-            lost = list(by_setting[PLAIN_STATES] - by_setting[setting])
-            where = {"n": n, "setting": setting, "control": PLAIN_STATES}
-            found.append(row("accuracy_drop", similarity.mean(lost).value, samples=len(lost), **where))
+    for setting in COMPRESSED:
+        plain, squeezed, names = documents.pairs(rows, "next_token_accuracy", PLAIN_STATES, setting)
+        if names:
+            lost = stats.paired_difference(plain, squeezed)
+            where = {"n": n, "setting": setting, "control": PLAIN_STATES, "over": over("document", names)}
+            found.append(row("accuracy_drop", lost, **where))
     return found
 
 
 BY_DOCUMENT = ["perplexity_ratio", "top_1_agreement"]
+drops = [found for n, part in read_rows.groupby("n", sort=False) for found in accuracy_drops(part, n)]
+passed = pd.concat(costs, ignore_index=True).drop(columns="document")
 table = pd.concat(
     [
-        pd.DataFrame(over_documents(read_rows)),
-        timed.assign(turns=timed["turns"].where(timed["setting"] == "original")),
-        pd.DataFrame(accuracy_drop(read_rows)),
+        pd.DataFrame(documents.averages(read_rows)),
+        passed.assign(
+            turns=passed["turns"].where((passed["setting"] == known.ORIGINAL) & (passed["metric"] == "time"))
+        ),
+        pd.DataFrame(drops),
         read_rows[read_rows["metric"].isin(BY_DOCUMENT)],
     ],
     ignore_index=True,
@@ -355,7 +308,7 @@ long = lengths[-1]
 
 
 def has(setting: str, n: int = long) -> bool:
-    return setting in settings["settings"][n]
+    return setting in TRIED[n]
 
 
 def own(metric: str, setting: str, n: int = long) -> pd.Series | None:
@@ -391,12 +344,6 @@ def shown(metric: str, setting: str, n: int = long, digits: int = 3) -> str:
     return show(own(metric, setting, n), digits)
 
 
-def on_front(points: pd.DataFrame) -> pd.DataFrame:
-    """Those that no other beats: from the fastest on, each whose perplexity is lower than all before."""
-    ordered = points.sort_values(["speedup", "ratio"], ascending=[False, True])
-    return ordered[ordered["ratio"] < ordered["ratio"].cummin().shift(fill_value=np.inf)]
-
-
 points = pd.DataFrame(
     [
         {
@@ -411,10 +358,12 @@ points = pd.DataFrame(
         for name in [gain["setting"]]
     ]
 )
-itself = pd.DataFrame([{"setting": "original", "speedup": 1.0, "ratio": 1.0, "top_1": 100.0}])
-front = on_front(pd.concat([points, itself], ignore_index=True))
-chosen = [name for name in front["setting"] if name != "original"]
-default = next(name for name, config in SETTINGS.items() if config == ConversionConfig())
+gains_and_costs = {p.setting: (p.speedup, p.ratio) for p in points.itertuples()}
+on_front = stats.pareto_front({known.ORIGINAL: (1.0, 1.0), **gains_and_costs})
+front = pd.DataFrame([(1.0, 1.0) if name == known.ORIGINAL else gains_and_costs[name] for name in on_front], on_front)
+front = front.set_axis(["speedup", "ratio"], axis=1).rename_axis("setting").reset_index()
+chosen = [name for name in on_front if name != known.ORIGINAL]
+default = known.default(SETTINGS)
 
 
 def moves(factor: str, column: str) -> float:
@@ -432,12 +381,6 @@ def in_words(name: str) -> str:
         f"`{name}`, {shown('speedup', name)} times as fast as the original at "
         f"{shown('perplexity_ratio', name, digits=4)} times its perplexity"
     )
-
-
-def fastest_within(margin: float) -> str:
-    """The fastest setting whose perplexity exceeds the original's by no more than that share, if one does."""
-    near = points[points["ratio"] <= 1 + margin]
-    return "" if near.empty else str(near.loc[near["speedup"].idxmax(), "setting"])
 
 
 ends = " to ".join(in_words(name) for name in dict.fromkeys([chosen[0], chosen[-1]])) if chosen else ""
@@ -467,7 +410,8 @@ for kind, part in points.groupby("kind", sort=False):
         marker={"size": 9, "color": paint[kind]},
         error_x={
             "type": "data", "symmetric": False, "color": paint[kind], "thickness": 1,
-            "array": list(part["high"] - part["speedup"]), "arrayminus": list(part["speedup"] - part["low"]),
+            "array": list((part["high"] - part["speedup"]).fillna(0)),
+            "arrayminus": list((part["speedup"] - part["low"]).fillna(0)),
         },
         text=[
             f"{p.setting}<br>{figures.number(p.speedup)} × as fast<br>{figures.number(p.ratio, 4)} × the perplexity<br>"
@@ -520,24 +464,24 @@ def compare(names: list[str], n: int, caption: str, shown_columns: list[str] | N
 
 compare(chosen, long, "On the front, the fastest first", BRIEFLY)
 MARGINS = [0.01, 0.03, 0.06, 0.1]
-within = {margin: fastest_within(margin) for margin in MARGINS}
+within = [stats.best_within(gains_and_costs, 1 + margin) for margin in MARGINS]
 compare(
-    [name for name in dict.fromkeys(within.values()) if name], long,
+    [name for name in dict.fromkeys(within) if name], long,
     f"The fastest whose perplexity is within {', '.join(f'{100 * margin:g}' for margin in MARGINS)} % of the original's",
     BRIEFLY,
 )  # fmt: skip
 for n in lengths:
-    compare(sorted(settings["settings"][n], key=lambda name: -value("speedup", name, n)), n, "All, the fastest first")
-times = result.select("time", setting="original")
+    compare(sorted(TRIED[n], key=lambda name: -value("speedup", name, n)), n, "All, the fastest first")
+times = result.select("time", setting=known.ORIGINAL)
 figures.table(
     pd.DataFrame(
         {
             "n": times["n"],
             "timed with": times["turns"].map({"blocks": "settings without states", "states": "states"}),
             "seconds": [show(line) for _, line in times.iterrows()],
-            "peak memory (MB)": [value("peak_memory", "original", n) for n in times["n"]],
-            "perplexity": [value("perplexity", "original", n) for n in times["n"]],
-            "next token right (%)": [value("next_token_accuracy", "original", n) for n in times["n"]],
+            "peak memory (MB)": [value("peak_memory", known.ORIGINAL, n) for n in times["n"]],
+            "perplexity": [value("perplexity", known.ORIGINAL, n) for n in times["n"]],
+            "next token right (%)": [value("next_token_accuracy", known.ORIGINAL, n) for n in times["n"]],
         }
     ),
     caption="The original",
@@ -676,7 +620,7 @@ def change(metric: str, names: list[str], digits: int = 3) -> str:
 sentences = []
 if len(sized) > 1:
     speeds = result.select("relative_speed", n=long, setting=sized[-1]).iloc[0]
-    slower = "slower" if speeds["high"] < 1 else "faster" if speeds["low"] > 1 else "neither faster nor slower"
+    slower = "slower" if speeds["high"] < 1 else "faster" if speeds["low"] > 1 else "not measurably faster or slower"
     closer = value("cosine_similarity", sized[-1]) > value("cosine_similarity", sized[0])
     sizes = [SETTINGS[name].chunk_size for name in (sized[0], sized[-1])]
     sentences.append(
@@ -699,7 +643,7 @@ if len(kinds) > 1:
     sentences.append(
         f"**Retrieval.** Of the kinds at the default's chunk size, `{nearest}` has the lowest perplexity, "
         f"{shown('perplexity_ratio', nearest, digits=4)} times the original's. "
-        f"Slower than the original in every round: {', '.join(f'`{name}`' for name in slow) or 'none'}."
+        f"Slower than the original, by the whole of the interval: {', '.join(f'`{name}`' for name in slow) or 'none'}."
     )
 if len(squeezed) > 1:
     most = squeezed[-1]
@@ -723,10 +667,10 @@ sentences.append(
     f"**Not measured at {long:,} tokens in this profile:** {', '.join(f'`{name}`' for name in missed) or 'none'}"
     + (f"; of these {len(short)} at a shorter length." if short else ".")
 )
-documents = settings["documents"][long]
+read_by = settings["documents"][long]
 sentences.append(
-    f"Quality at {long:,} tokens is that of {documents} {'speech' if documents == 1 else 'speeches'}; times are of "
-    f"{settings['rounds']} {'round' if settings['rounds'] == 1 else 'rounds'}; float32, batch of one."
+    f"Quality at {long:,} tokens is that of {read_by} {'speech' if read_by == 1 else 'speeches'}; times are of "
+    f"{ROUNDS} {'round' if ROUNDS == 1 else 'rounds'}; float32, batch of one."
 )
 figures.say("\n\n".join(sentences))
 
@@ -741,7 +685,7 @@ claims.table(result)
 #
 # - One model and few texts, so small differences between settings may turn round on others. Differences of many
 #   settings on one text are not independent of one another: their order is surer than their size.
-# - The front goes by the values in the table. Settings whose speeds differ by less than their rounds do may change places
+# - The front goes by the values in the table. Settings whose intervals of speed overlap may change places
 #   on it.
 # - Perplexity over all positions says little about a single far fact; [the passkey](passkey.ipynb) asks for one.
 # - Fixed block size: try `block_size` with `top_k` so that their product stays the same. Which way does each number go?

@@ -5,7 +5,7 @@
 # some of the layers, or only what lies beyond some length?
 
 # %% tags=["remove-input"]
-from bsbr import claims, figures
+from bsbr.show import claims, figures
 
 answer, claimed, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
@@ -29,7 +29,7 @@ figures.table(
 # %% [markdown]
 # ## Method
 #
-# `SmolLM2-135M-Instruct` reads State of the Union addresses, each from its first token. Layers are counted from zero. What
+# `SmolLM2-135M-Instruct` {cite:p}`benallal2025` reads State of the Union addresses, each from its first token. Layers are counted from zero. What
 # is chosen is chosen on development speeches; what a choice costs is read on held-out ones, which had no part in it.
 #
 # - **Layers.** One layer alone is converted, all others keep full attention. Its sensitivity is the KL divergence of the
@@ -43,8 +43,8 @@ figures.table(
 #   It goes by a token's position, so a longer text pays for its first part what the original pays.
 #
 # Time is that of prefill: one pass over $n$ tokens that fills the cache and gives the logits of the last. The original and
-# its conversions take turns on the clock, and a speedup is the median of the ratios within a round, with the range of a
-# few rounds for its interval. The number of converted layers decides the time, not which: one choice is timed.
+# its conversions take turns on the clock, and a speedup is the median of the ratios within a round, with a 95 % interval by
+# order statistics. The number of converted layers decides the time, not which: one choice is timed.
 
 # %% tags=["parameters", "remove-cell"]
 target = "cpu"
@@ -53,107 +53,94 @@ profile = "quick"
 # %% tags=["hide-input"]
 import functools
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
 
-import bsbr.convert
-from bsbr import ConversionConfig, convert
-from bsbr.measure import machine, scaling, sensitivity, similarity, speed
-from bsbr.results import Sweep, row, select
-from bsbr.tasks import sources
+from bsbr import convert, sources, stats
+from bsbr.measure import machine, speed
+from bsbr.store import Sweep, row, select
+from bsbr.studies import documents, pretrained, scaling, sensitivity, similarity, tasks
+from bsbr.studies import settings as known
+from bsbr.studies.settings import TOP_16
 
-TOP_16 = ConversionConfig(chunk_size=128, local_chunks=2, sink_tokens=32, retrieval="top_k", top_k=16, block_size=32)
-RUNGS = {
+SETTINGS = {
     "top-16": TOP_16,
-    "neighbours": ConversionConfig(chunk_size=128, local_chunks=2, sink_tokens=4, retrieval="none"),
+    "neighbours": known.NEIGHBOURS,
     "top-8, small": replace(TOP_16, chunk_size=64, top_k=8, block_size=16),
     "top-2, tiny": replace(TOP_16, chunk_size=16, sink_tokens=8, top_k=2, block_size=8),
 }
 PROFILES = {
     "tiny": {
-        "rung": "top-2, tiny", "layer_n": 64, "layer_documents": {"top-2, tiny": 2}, "tried": [0, 14, 29],
-        "error_n": 80, "head_rung": "top-2, tiny", "head_n": 64, "head_layers": [29],
+        "setting": "top-2, tiny", "layer_n": 64, "layer_documents": {"top-2, tiny": 2}, "tried": [0, 14, 29],
+        "error_n": 80, "head_setting": "top-2, tiny", "head_n": 64, "head_layers": [29],
         "n": 64, "documents": 1, "choices": {"least": [2], "evenly": [2], "most": [2]}, "timed": [2],
-        "below": {32: [0, 48], 64: [0, 48]}, "rounds": 2, "seconds": 0.1,
+        "below": {32: [0, 48], 64: [0, 48]}, "rounds": 2,
     },
     "quick": {
-        "rung": "top-16", "layer_n": 1024, "layer_documents": {"top-16": 1}, "tried": None,
-        "error_n": 2048, "head_rung": "top-8, small", "head_n": 512, "head_layers": [17],
+        "setting": "top-16", "layer_n": 1024, "layer_documents": {"top-16": 1}, "tried": None,
+        "error_n": 2048, "head_setting": "top-8, small", "head_n": 512, "head_layers": [17],
         "n": 1024, "documents": 1, "choices": {"least": [20], "evenly": [20], "most": [20]}, "timed": [20],
-        "below": {512: [0, 1024], 1024: [0, 1024]}, "rounds": 3, "seconds": 3,
+        "below": {512: [0, 1024], 1024: [0, 1024]}, "rounds": 7,
     },
     "full": {
-        "rung": "top-16", "layer_n": 2048, "layer_documents": {"top-16": 1, "neighbours": 1}, "tried": None,
-        "error_n": 2048, "head_rung": "top-8, small", "head_n": 512, "head_layers": list(range(2, 30, 3)),
+        "setting": "top-16", "layer_n": 2048, "layer_documents": {"top-16": 1, "neighbours": 1}, "tried": None,
+        "error_n": 2048, "head_setting": "top-8, small", "head_n": 512, "head_layers": list(range(2, 30, 3)),
         "n": 2048, "documents": 1, "choices": {"least": [10, 20], "evenly": [20], "most": [20]}, "timed": [10, 20],
-        "below": {512: [0, 1024], 1024: [0, 1024], 2048: [0, 1024, 2048]}, "rounds": 3, "seconds": 4,
+        "below": {512: [0, 1024], 1024: [0, 1024], 2048: [0, 1024]}, "rounds": 7,
     },
 }  # fmt: skip
 EVERY = 4  # positions: at each fourth the divergence is taken when one layer or head is converted
 settings = PROFILES[profile]
+best, TRIED, HEAD_LAYERS = (settings[name] for name in ("setting", "tried", "head_layers"))
+BELOW, LONGEST, TIMED, ROUNDS = (settings[name] for name in ("below", "n", "timed", "rounds"))
 device = machine.device(target)
 keeps_freed_memory = machine.keep_freed_memory()
-used = list(dict.fromkeys([settings["rung"], *settings["layer_documents"], settings["head_rung"]]))
-rungs = pd.DataFrame([{"rung": name, **asdict(RUNGS[name])} for name in used])
-retrieves = rungs["retrieval"] == "top_k"
-rungs = rungs.assign(**{name: rungs[name].where(retrieves).astype("Int64") for name in ("top_k", "block_size")})
-figures.table(rungs.drop(columns=["compression_factor", "layers", "original_below"]), caption="The rungs")
+used = list(dict.fromkeys([best, *settings["layer_documents"], settings["head_setting"]]))
+figures.table(known.frame({name: SETTINGS[name] for name in used}), caption="The settings (compression factor 0: none)")
 
 # %% [markdown]
 # ## Measuring
 
 
 # %% tags=["hide-input"]
-@functools.cache
-def original() -> tuple:
-    """The model and its tokenizer."""
-    model, tokenizer = sources.load_smollm2()
-    return model.to(device), tokenizer
-
-
-@functools.cache
-def texts(split: str) -> dict[str, str]:
-    return {speech.key: speech.text for speech in sources.load_speeches(split)}
+def original() -> torch.nn.Module:
+    return pretrained.load("SmolLM2", "float32", device)[0]
 
 
 def ids_of(document: str, n: int) -> torch.Tensor:
-    text = {**texts("development"), **texts("held_out")}[document]
-    ids = original()[1](text, return_tensors="pt")["input_ids"][:, :n].to(device)
-    if ids.shape[1] < n:
-        raise ValueError(f"{document} has only {ids.shape[1]} tokens, {n} are needed")
-    return ids
+    return documents.ids_of(document, pretrained.load("SmolLM2", "float32", device)[1], n, device)
 
 
 def tried(layers: Sequence[int] | None) -> list[int]:
     """The layers that are tried: those that are named, or all."""
-    return list(RUNGS[settings["rung"]].layers_of(original()[0].config.num_hidden_layers) if layers is None else layers)
+    return list(range(original().config.num_hidden_layers) if layers is None else layers)
 
 
-def measure_layers(phase: str, rung: str, n: int, document: str) -> list[dict]:
+def measure_layers(phase: str, setting: str, n: int, document: str) -> list[dict]:
     """What converting one layer alone does to the predictions, for each layer that is tried."""
-    layers = tried(settings["tried"])
-    config = replace(RUNGS[rung], layers=tuple(layers))
-    found = sensitivity.layer_sensitivity(original()[0], ids_of(document, n), config, EVERY)
+    layers = tried(TRIED)
+    config = replace(SETTINGS[setting], layers=tuple(layers))
+    found = sensitivity.layer_sensitivity(original(), ids_of(document, n), config, EVERY)
     return [row("kl_divergence", value, layer=layer) for layer, value in zip(layers, found.tolist(), strict=True)]
 
 
-def measure_errors(phase: str, rung: str, n: int, document: str, layers: Sequence[int] | None = None) -> list[dict]:
+def measure_errors(phase: str, setting: str, n: int, document: str, layers: Sequence[int] | None = None) -> list[dict]:
     """How far each head's outputs are from the original's, on the original's inputs."""
     layers = tried(layers)
-    config = replace(RUNGS[rung], layers=tuple(layers))
-    found = sensitivity.attention_error(original()[0], ids_of(document, n), config)
+    config = replace(SETTINGS[setting], layers=tuple(layers))
+    found = sensitivity.attention_error(original(), ids_of(document, n), config)
     return by_head("attention_error", layers, found)
 
 
-def measure_heads(phase: str, rung: str, n: int, document: str) -> list[dict]:
+def measure_heads(phase: str, setting: str, n: int, document: str) -> list[dict]:
     """What converting one head alone does to the predictions, and the error of its outputs."""
-    layers = tried(settings["head_layers"])
-    config = replace(RUNGS[rung], layers=tuple(layers))
-    found = sensitivity.head_sensitivity(original()[0], ids_of(document, n), config, EVERY)
-    return by_head("kl_divergence", layers, found) + measure_errors(phase, rung, n, document, layers)
+    layers = tried(HEAD_LAYERS)
+    config = replace(SETTINGS[setting], layers=tuple(layers))
+    found = sensitivity.head_sensitivity(original(), ids_of(document, n), config, EVERY)
+    return by_head("kl_divergence", layers, found) + measure_errors(phase, setting, n, document, layers)
 
 
 def by_head(metric: str, layers: Sequence[int], found: torch.Tensor) -> list[dict]:
@@ -165,31 +152,32 @@ def by_head(metric: str, layers: Sequence[int], found: torch.Tensor) -> list[dic
 
 
 # %% tags=["hide-input", "remove-output"]
-best = settings["rung"]
-development = list(texts("development"))
+development = [speech.key for speech in sources.load_speeches("development")]
 sweep = Sweep(
     "conversion/layers",
     target=target,
     profile=profile,
     parameters={
-        "rungs": {name: asdict(RUNGS[name]) for name in used},
-        **{name: settings[name] for name in ("tried", "head_layers", "n", "timed", "below", "rounds", "seconds")},
+        "settings": known.parameters({name: SETTINGS[name] for name in used}),
+        **{name: settings[name] for name in ("tried", "head_layers", "n", "timed", "below", "rounds")},
         "every": EVERY,
         "batch": 1,
         "dtype": "float32",
         "keeps_freed_memory": keeps_freed_memory,
     },
-    code=[bsbr.convert, sensitivity, similarity, speed],
     sources=[sources.pin_path(name) for name in ("smollm2", "speeches")],
 )
-read_by = [(rung, document) for rung, count in settings["layer_documents"].items() for document in development[:count]]
+read_by = [(name, document) for name, count in settings["layer_documents"].items() for document in development[:count]]
 layer_cells, error_cells = (
-    [{"phase": phase, "rung": rung, "n": n, "document": document} for rung, document in read_by]
+    [{"phase": phase, "setting": name, "n": n, "document": document} for name, document in read_by]
     for phase, n in (("layers", settings["layer_n"]), ("heads", settings["error_n"]))
 )
-head_cell = {"phase": "heads", "rung": settings["head_rung"], "n": settings["head_n"], "document": development[0]}
-layers_measured = sweep.measure(layer_cells, measure_layers)
-heads_measured = [sweep.measure(error_cells, measure_errors), sweep.measure([head_cell], measure_heads)]
+head_cell = {"phase": "heads", "setting": settings["head_setting"], "n": settings["head_n"], "document": development[0]}
+layers_measured = sweep.measure(layer_cells, measure_layers, machine_bound=False)
+heads_measured = [
+    sweep.measure(error_cells, measure_errors, machine_bound=False),
+    sweep.measure([head_cell], measure_heads, machine_bound=False),
+]
 
 # %% [markdown]
 # The layers are put in order by their mean sensitivity over the development speeches.
@@ -198,11 +186,11 @@ heads_measured = [sweep.measure(error_cells, measure_errors), sweep.measure([hea
 # %% tags=["hide-input", "remove-output"]
 def order_of(rows: pd.DataFrame) -> tuple[int, ...]:
     """The layers, least sensitive first."""
-    by_layer = select(rows, "kl_divergence", phase="layers", rung=best).groupby("layer")["value"].mean()
+    by_layer = select(rows, "kl_divergence", phase="layers", setting=best).groupby("layer")["value"].mean()
     return tuple(int(layer) for layer in by_layer.sort_values(kind="stable").index)
 
 
-ORDER = order_of(layers_measured)  # what is read below depends on it
+ORDER = order_of(layers_measured)  # what is read below depends on it, and so does whether it is kept
 
 
 def chosen_layers(chosen: str, converted: int) -> tuple[int, ...]:
@@ -212,15 +200,15 @@ def chosen_layers(chosen: str, converted: int) -> tuple[int, ...]:
 
 def conversion(chosen: str = "all", converted: int = 0, original_below: int = 0) -> object:
     layers = None if chosen == "all" else chosen_layers(chosen, converted)
-    return convert(original()[0], replace(RUNGS[best], layers=layers, original_below=original_below))
+    return convert(original(), replace(SETTINGS[best], layers=layers, original_below=original_below))
 
 
 @functools.lru_cache(maxsize=1)
 def original_reading(document: str, n: int) -> similarity.Reading:
-    return similarity.read(original()[0], ids_of(document, n), layers=False)
+    return similarity.read(original(), ids_of(document, n), layers=False)
 
 
-def measure_quality(phase: str, rung: str, n: int, document: str, **how: object) -> list[dict]:
+def measure_quality(phase: str, setting: str, n: int, document: str, **how: object) -> list[dict]:
     """A partly converted model's reading of one text beside the original's."""
     before = original_reading(document, n)
     found = similarity.compare(before, similarity.read(conversion(**how), before.ids[None], layers=False))
@@ -231,51 +219,42 @@ def measure_quality(phase: str, rung: str, n: int, document: str, **how: object)
     ]
 
 
-def prefill_task(model: object, ids: torch.Tensor) -> speed.Task:
-    def run(_: None) -> None:
-        with torch.inference_mode():
-            model(ids, use_cache=True, logits_to_keep=1)
-
-    return speed.Task(run)
-
-
-def measure_speed(rung: str, n: int, document: str) -> list[dict]:
+def measure_speed(setting: str, n: int, document: str) -> list[dict]:
     """Time the original and its conversions in turn: those with a switch and, at the longest length, the budgets."""
-    hows = [{"original_below": below} for below in settings["below"][n]]
-    if n == settings["n"]:
-        hows += [{"chosen": "least", "converted": converted} for converted in settings["timed"]]
-    ids = ids_of(document, n)
-    tasks = {"original": prefill_task(original()[0], ids)}
-    tasks |= {str(how): prefill_task(conversion(**how), ids) for how in hows}
-    samples = speed.interleave(tasks, seconds=settings["seconds"], min_rounds=settings["rounds"])
-    rows = [row("time", **asdict(speed.median(samples["original"])), phase="switch", rung="original")]
+    hows = [{"original_below": below} for below in BELOW[n]]
+    if n == LONGEST:
+        hows += [{"chosen": "least", "converted": converted} for converted in TIMED]
+    models = {known.ORIGINAL: original(), **{str(how): conversion(**how) for how in hows}}
+    passes = {name: tasks.generate_prefill_task(model, ids_of(document, n)) for name, model in models.items()}
+    taken = speed.interleave(passes, min_rounds=ROUNDS, max_rounds=ROUNDS)
+    rows = [row("time", stats.median(taken[known.ORIGINAL]), phase="switch", setting=known.ORIGINAL)]
     for how in hows:
         where = {"phase": "budget" if "chosen" in how else "switch", **how}
-        rows.append(row("time", **asdict(speed.median(samples[str(how)])), **where))
-        rows.append(row("speedup", **asdict(speed.ratio(samples["original"], samples[str(how)])), **where))
+        rows.append(row("time", stats.median(taken[str(how)]), **where))
+        rows.append(row("speedup", stats.ratio(taken[known.ORIGINAL], taken[str(how)]), **where))
     return rows
 
 
 # %% tags=["hide-input", "remove-output"]
-count = original()[0].config.num_hidden_layers
-held_out = sources.evenly(list(texts("held_out")), settings["documents"])
+count = original().config.num_hidden_layers
+held_out = sources.evenly([speech.key for speech in sources.load_speeches("held_out")], settings["documents"])
 everything = {"chosen": "all", "converted": count}
 choices = [{"chosen": name, "converted": k} for name, counts in settings["choices"].items() for k in counts]
 budget_cells = [
-    {"phase": "budget", "rung": best, "n": settings["n"], "document": document, **choice}
+    {"phase": "budget", "setting": best, "n": settings["n"], "document": document, **choice}
     for document in held_out
     for choice in [*choices, everything]
 ]
 switch_cells = [
-    {"phase": "switch", "rung": best, "n": n, "document": document, "original_below": below}
-    for n, belows in settings["below"].items()
+    {"phase": "switch", "setting": best, "n": n, "document": document, "original_below": below}
+    for n, belows in BELOW.items()
     for document in (held_out if n == settings["n"] else held_out[:1])
     for below in belows
     if (n, below) != (settings["n"], 0)  # that is the budget of all layers
 ]
-speed_cells = [{"rung": best, "n": n, "document": held_out[0]} for n in settings["below"]]
-quality = sweep.measure([*budget_cells, *switch_cells], measure_quality)
-timed = sweep.measure(speed_cells, measure_speed)
+speed_cells = [{"setting": best, "n": n, "document": held_out[0]} for n in BELOW]
+quality = sweep.measure([*budget_cells, *switch_cells], measure_quality, machine_bound=False)
+timed = sweep.measure(speed_cells, measure_speed, machine_bound=True)
 
 # %% [markdown]
 # To convert all layers is one end of both: of the budget and, with no switch, of the switch. From the speedups with no
@@ -283,19 +262,6 @@ timed = sweep.measure(speed_cells, measure_speed)
 
 
 # %% tags=["hide-input"]
-FACTORS = ["phase", "rung", "n", "layer", "chosen", "converted", "original_below"]
-
-
-def means(rows: pd.DataFrame) -> list[dict]:
-    """Over documents. From so few, an interval would say nothing."""
-    by = [*(factor for factor in FACTORS if factor in rows), "metric"]
-    found = []
-    for key, part in rows.groupby(by, dropna=False, sort=False):
-        where = {name: value for name, value in zip(by, key, strict=True) if pd.notna(value)}
-        found.append(row(where.pop("metric"), float(part["value"].mean()), samples=len(part), **where))
-    return found
-
-
 def end_of_both(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows of a fully converted model at the longest length, under the other phase's factors as well."""
     here = rows[rows["n"] == settings["n"]]
@@ -306,32 +272,19 @@ def end_of_both(rows: pd.DataFrame) -> pd.DataFrame:
     return pd.concat([as_switch, as_budget], ignore_index=True)
 
 
-def crossover(gains: pd.DataFrame) -> dict:
-    where = {"phase": "switch", "rung": best, "original_below": 0}
-    n = list(gains["n"])
-    if len(n) < 3:
-        return row("crossover_n", None, status="not_available", reason="too few lengths in this profile", **where)
-    at, earliest, latest = (scaling.crossover(n, list(gains[column])) for column in ("value", "high", "low"))
-    if at is None:
-        reason = f"slower at n = {max(n):,}, the longest length that was timed"
-        return row("crossover_n", None, status="not_available", reason=reason, **where)
-    return row("crossover_n", at, low=earliest, high=latest, **where)
-
-
 timed = timed.drop(columns="document")
 qualities, times = (pd.concat([rows, end_of_both(rows)], ignore_index=True) for rows in (quality, timed))
-gains = select(times, "speedup", phase="switch", original_below=0).sort_values("n")
-derived = pd.DataFrame([*means(layers_measured), *means(qualities), crossover(gains)])
+SWITCH, BUDGET = ({"phase": phase, "setting": best} for phase in ("switch", "budget"))
+crossing = scaling.crossover(times, "speedup", {**SWITCH, "original_below": 0})
+derived = pd.DataFrame([*documents.averages(layers_measured), *documents.averages(qualities), crossing])
 result = sweep.publish(pd.concat([layers_measured, *heads_measured, qualities, times, derived], ignore_index=True))
 
 # %% tags=["remove-input"]
 MEAN = {"document": None, "head": None}
-SWITCH, BUDGET = ({"phase": phase, "rung": best} for phase in ("switch", "budget"))
-longest = settings["n"]
+longest = LONGEST
 by_layer = result.select("kl_divergence", phase="layers", **MEAN)
-own = by_layer[by_layer["rung"] == best].set_index("layer")["value"].sort_values()
-whole = 100 * own[::-1].cumsum() / own.sum()
-half = int((whole < 50).sum()) + 1
+own = by_layer[by_layer["setting"] == best].set_index("layer")["value"].sort_values()
+half = stats.fewest_for_share(own, 50)
 
 
 def at(metric: str, **where: object) -> str:
@@ -363,7 +316,9 @@ def recommended() -> str:
     found = result.select("crossover_n", **SWITCH).iloc[0]
     if found["status"] != "ok":
         return f"From which length on the conversion is the faster cannot be told here: {found['reason']}."
-    if found["value"] <= min(settings["below"]):
+    if found["value"] == np.inf:
+        return f"Up to n = {max(BELOW):,} the conversion is never the faster for good, so that a switch has nowhere to lie."
+    if found["value"] <= min(BELOW):
         return (
             f"The conversion is the faster from the shortest measured length on, n = {min(settings['below']):,}, so that "
             f"a switch gains no time."
@@ -375,7 +330,7 @@ def recommended() -> str:
     )
 
 
-k = max(settings["timed"])
+k = max(TIMED)
 figures.say(
     f"**Of {counted(len(own), 'layer')} converted one at a time by `{best}`, half of the divergence comes from the {half} "
     f"most sensitive. With the {k} least sensitive of the model's {count} converted, it reads {longest:,} tokens "
@@ -389,7 +344,7 @@ figures.say(claims.line(result), claimed)
 
 LEGEND_BELOW = {"legend": {"orientation": "h", "y": -0.25, "yanchor": "top"}, "height": 460}
 chart = figures.lines(
-    by_layer, "layer", group="rung", x_title="the one layer that is converted",
+    by_layer, "layer", group="setting", x_title="the one layer that is converted",
     title=f"KL divergence from the original when one layer is converted, {settings['layer_n']:,} tokens",
     log_y=True,
 )  # fmt: skip
@@ -402,23 +357,23 @@ figures.say(figures.provenance_line(result), origin)
 # %% tags=["remove-input"]
 each = result.select("kl_divergence", phase="layers", head=None)
 each = each[each["document"].notna()]
-readings = [f"{r}, {d.split('_')[0]}" for r, d in zip(each["rung"], each["document"], strict=True)]
+readings = [f"{r}, {d.split('_')[0]}" for r, d in zip(each["setting"], each["document"], strict=True)]
 each = each.assign(reading=readings, value=each["value"] * 1000)
 figures.table(
     figures.pivot(each, "layer", "reading"),
-    caption="KL divergence (thousandths of a nat) when one layer is converted, by rung and year of the speech",
+    caption="KL divergence (thousandths of a nat) when one layer is converted, by setting and year of the speech",
 )
 figures.show_provenance(result)
 
 
 def ranks_agree(a: pd.Series, b: pd.Series) -> str:
-    return figures.number(a.astype(float).corr(b.astype(float), method="spearman"), 2)
+    return figures.number(stats.rank_correlation(a.astype(float), b.astype(float)), 2)
 
 
-wide = each.pivot(index="layer", columns=["rung", "document"], values="value")
+wide = each.pivot(index="layer", columns=["setting", "document"], values="value")
 spread = own.max() / own.min() if own.min() > 0 else np.inf
 sentences = [
-    f"Most sensitive under `{best}`, and together {figures.number(whole.iloc[half - 1])} % of the sum over layers: "
+    f"Most sensitive under `{best}`, and together {figures.number(stats.share_of_largest(own, half))} % of the sum over layers: "
     f"{listed(own.index[::-1][:half])}. The most sensitive layer has "
     f"{figures.number(spread)} times the divergence of the least sensitive, layer {own.index[0]}. The rank correlation of "
     f"sensitivity with depth is {ranks_agree(own, pd.Series(own.index, own.index))}; layers that suffered more the "
@@ -429,11 +384,11 @@ if wide[best].shape[1] > 1:
     sentences.append(
         f"The orders that two speeches give the layers have a rank correlation of {ranks_agree(first, second)}."
     )
-for rung in settings["layer_documents"]:
-    if rung != best:
+for name in settings["layer_documents"]:
+    if name != best:
         sentences.append(
-            f"The order under `{rung}`, which reads no far text, and that under `{best}` have a rank correlation of "
-            f"{ranks_agree(wide[rung].iloc[:, 0], wide[best].iloc[:, 0])} on the same speech."
+            f"The order under `{name}`, which reads no far text, and that under `{best}` have a rank correlation of "
+            f"{ranks_agree(wide[name].iloc[:, 0], wide[best].iloc[:, 0])} on the same speech."
         )
 figures.say(" ".join(sentences))
 
@@ -444,9 +399,9 @@ figures.say(" ".join(sentences))
 
 
 # %% tags=["remove-input"]
-def head_map(metric: str, rung: str, n: int) -> pd.DataFrame:
+def head_map(metric: str, setting: str, n: int) -> pd.DataFrame:
     """Layers down, heads across; a mean over documents."""
-    rows = result.select(metric, phase="heads", rung=rung, n=n)
+    rows = result.select(metric, phase="heads", setting=setting, n=n)
     return rows.groupby(["layer", "head"])["value"].mean().unstack("head")
 
 
@@ -498,7 +453,7 @@ figures.show_provenance(result)
 # One head converted at a time, by what it does to predictions.
 
 # %% tags=["remove-input"]
-small = (settings["head_rung"], settings["head_n"])
+small = (settings["head_setting"], settings["head_n"])
 divergences, small_errors = head_map("kl_divergence", *small), head_map("attention_error", *small)
 show_heads(
     divergences, "one-head", f"KL divergence when one head is converted by {small[0]}, {small[1]:,} tokens", "nats",
@@ -508,9 +463,9 @@ order = divergences.stack().sort_values(ascending=False)
 tenth = max(1, round(len(order) / 10))
 figures.say(
     f"Of {len(order)} heads in {counted(len(divergences), 'layer')}, the tenth that matters most holds "
-    f"{figures.number(100 * order[:tenth].sum() / order.sum())} % of the sum of divergences; the first is head "
+    f"{figures.number(stats.share_of_largest(order, tenth))} % of the sum of divergences; the first is head "
     f"{order.index[0][1]} of layer {order.index[0][0]}. The rank correlation of a head's divergence with the error of its "
-    f"outputs, in the same text and rung, is {ranks_agree(divergences.stack(), small_errors.stack())}."
+    f"outputs, in the same text and setting, is {ranks_agree(divergences.stack(), small_errors.stack())}."
 )
 figures.show_provenance(result)
 
@@ -524,7 +479,7 @@ COLUMNS = {
     "kl_divergence": "KL (nats)",
 }
 NAMES = {"least": "least sensitive", "evenly": "evenly spaced", "most": "most sensitive", "all": "all"}
-timed_counts = [*settings["timed"], count]
+timed_counts = [*TIMED, count]
 figures.table(
     pd.DataFrame(
         [
@@ -551,8 +506,8 @@ for choice in choices:
     if choice["converted"] in timed_counts:
         where = {**BUDGET, **choice}
         trade[NAMES[choice["chosen"]]][str(choice["converted"])] = point(where, {**where, "chosen": "least"})
-trade["switched by length"] = {"original": (1.0, 1.0)}
-for below in sorted(settings["below"][longest], reverse=True):
+trade["switched by length"] = {known.ORIGINAL: (1.0, 1.0)}
+for below in sorted(BELOW[longest], reverse=True):
     where = {**SWITCH, "original_below": below}
     trade["switched by length"][f"from {below:,}" if below else "all"] = point(where, where)
 for name in settings["choices"]:
@@ -584,8 +539,8 @@ sentences = [
     + "; ".join(f"as many that are {NAMES[name]}, by {change(value)}" for name, value in ratios.items())
     + f"; all, by {change(whole_ratio)}."
 ]
-seconds = {c: result.value("time", n=longest, chosen="least", converted=c, **BUDGET) for c in settings["timed"]}
-before = result.value("time", n=longest, phase="switch", rung="original")
+seconds = {c: result.value("time", n=longest, chosen="least", converted=c, **BUDGET) for c in TIMED}
+before = result.value("time", n=longest, phase="switch", setting=known.ORIGINAL)
 after = result.value("time", n=longest, **everything, **BUDGET)
 if after < before:
     shares = [
@@ -603,7 +558,7 @@ figures.say(" ".join(sentences))
 
 # %% tags=["remove-input"]
 for metric, caption in {
-    "speedup": "Speedup of prefill over the original, with the range of the rounds",
+    "speedup": "Speedup of prefill over the original",
     "perplexity_ratio": "Perplexity relative to the original",
     "top_1_agreement": "Top-1 agreement (%)",
 }.items():
@@ -632,7 +587,7 @@ sentences = [
     if len(covered)
     else ""
 ]
-for below in settings["below"][longest]:
+for below in BELOW[longest]:
     if 0 < below < longest:
         where = {"n": longest, **SWITCH}
         sentences.append(
@@ -654,7 +609,7 @@ claims.table(result)
 # ## Limits and exercises
 #
 # - One model, and few speeches: there are no intervals over documents. Which layers are sensitive belongs to the model;
-#   `bsbr.convert.least_sensitive` finds them for another.
+#   `bsbr.studies.sensitivity.least_sensitive` finds them for another.
 # - Layers were tried one at a time. What two of them do together need not be the sum; the budget shows what many do.
 # - The map of single heads is of small chunks and a short text, so its numbers are not those of the longer text. The
 #   converter takes whole layers: what a choice of heads would give is not measured.

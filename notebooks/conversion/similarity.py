@@ -5,7 +5,7 @@
 # where is it lost?
 
 # %% tags=["remove-input"]
-from bsbr import claims, figures
+from bsbr.show import claims, figures
 
 answer, claimed, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
@@ -34,23 +34,23 @@ figures.table(
 #
 # Two models, each converted and held against itself:
 #
-# - **SmolLM2**: `SmolLM2-135M-Instruct`, of the Llama architecture: rotary positions, three query heads to each key/value
+# - **SmolLM2**: `SmolLM2-135M-Instruct` {cite:p}`benallal2025`, of the Llama architecture: rotary positions, three query heads to each key/value
 #   head, nearly the size of `gpt2`.
 # - **GPT-2**: the architecture that the document is about, learned positions and all, in a small size. Its weights are
 #   trained here, on the speeches that are read nowhere below, since the original's cannot be had from a package registry.
 #   What it shows is that the conversion does the same to this architecture; a model of some minutes is no `gpt2`.
 #
 # The texts are State of the Union addresses, each from its first token, and e-mails of a public corpus, headers left out.
-# Settings were chosen on other speeches: what is read here is fixed by a rule in `data/sources/`, and was read by no
+# Conversions were developed on other speeches: what is read here is fixed by a rule in `data/sources/`, and was read by no
 # model while conversions were developed. Some speeches are read at full length; the samples are shorter: half of
-# them speeches, half e-mails, all read with the converter's default and a few with other rungs too.
+# them speeches, half e-mails, all read with the converter's default and a few with other settings too.
 #
-# A conversion keeps every weight. Each token goes on reading exactly its own chunk and what the rung adds to it; far
+# A conversion keeps every weight. Each token goes on reading exactly its own chunk and what the setting adds to it; far
 # text is what lies before that. [The page on conversion](../../book/conversion.md) has the formulas.
 #
 # - **local**: its own chunk and nothing else.
 # - **neighbours**: the chunk before as well, and the very first tokens, on which pretrained models rest unused attention
-#   ([Xiao et al., ICLR](https://arxiv.org/abs/2309.17453)).
+#   {cite:p}`xiao2023`.
 # - **states**: each far chunk as well, through its state, the expansion of softmax attention around the chunk's mean key;
 #   **fine states**: the same with smaller chunks, more of them local, and compressed states.
 # - **top-k**: the best far blocks as well, read exactly. A chunk chooses by the chunk before it: the mean
@@ -59,14 +59,18 @@ figures.table(
 # - **both**: the best far chunks exactly, all others through their states.
 # - **per token**: top-k, chosen by each token for itself. It costs as much as full attention, and stands here to show
 #   what a better choice would be worth.
-# - **calibrated**: after `bsbr.convert.calibrate` on development speeches, which fits how each head reads states and
+# - **calibrated**: after `bsbr.conversion.calibrate` on development speeches, which fits how each head reads states and
 #   leaves the weights alone. The texts below are not among those that it saw.
 #
 # Up to the length of the local window the original attention is used, so short texts lose nothing. Perplexity is
 # over all positions of a text. Agreement at $k$ is the share of the original's $k$ most likely next tokens
 # that are among the conversion's $k$; agreement at a rank asks for the same token at the same place of the two lists.
-# Cosine, squared error and KL divergence compare the logits at each position. Means are over documents, with a 95 %
-# interval by Student's t that takes documents as independent.
+# Cosine, squared error and KL divergence compare the logits at each position.
+#
+# What stands for several documents is their mean with a 95 % interval, which takes them as independent; of fewer than six
+# there is no interval. Perplexities have geometric means, so that the ratio of two columns is the ratio that is given. **Each
+# table is over one set of documents, the same in all its lines**: where a few settings have read more than the others,
+# one table has these settings over all documents and another has all settings over the documents that all have read.
 
 # %% tags=["parameters", "remove-cell"]
 target = "cpu"
@@ -75,125 +79,79 @@ profile = "quick"
 
 # %% tags=["hide-input"]
 import functools
-import math
-import time
 from collections import Counter
-from dataclasses import asdict, replace
 
-import numpy as np
 import pandas as pd
 import torch
-from scipy.stats import bootstrap
 
-import bsbr.convert
-from bsbr import ConversionConfig, convert
-from bsbr.convert import calibrate
-from bsbr.measure import machine, similarity
-from bsbr.results import Sweep, row
-from bsbr.tasks import small_gpt2, sources
+from bsbr import convert, sources
+from bsbr.measure import machine
+from bsbr.store import Sweep, row
+from bsbr.studies import documents, pretrained, similarity
+from bsbr.studies import settings as known
+from bsbr.training import small_gpt2
 
-NEIGHBOURS = ConversionConfig(chunk_size=128, local_chunks=2, sink_tokens=4, retrieval="none")
-STATES = replace(NEIGHBOURS, retrieval="states")
-FINE = replace(STATES, chunk_size=32, local_chunks=8, compression_factor=8)
-TOP_16 = ConversionConfig(chunk_size=128, local_chunks=2, sink_tokens=32, retrieval="top_k", top_k=16, block_size=32)
-RUNGS = {
-    "local": replace(NEIGHBOURS, local_chunks=1, sink_tokens=0),
-    "neighbours": NEIGHBOURS,
-    "states": STATES,
-    "fine states": FINE,
-    "fine states, calibrated": FINE,
-    "top-8": replace(TOP_16, top_k=8),
-    "top-16": TOP_16,
-    "top-32": replace(TOP_16, top_k=32),
-    "both": replace(TOP_16, retrieval="both", top_k=4),
-    "top-16 per token": replace(TOP_16, retrieval="top_k_per_token"),
+CALIBRATED = "fine states, calibrated"
+SETTINGS = {
+    **{name: known.SETTINGS[name] for name in ("local", "neighbours", "states", "fine states")},
+    CALIBRATED: known.FINE_STATES,
+    **{name: known.SETTINGS[name] for name in ("top-8", "top-16", "top-32", "both", "top-16 per token")},
 }
-PAIRS = [("fine states", "fine states, calibrated")]
+PAIRS = [("fine states", CALIBRATED)]
 PROFILES = {
     "tiny": {
-        "long": 384, "speeches": 1, "samples": 1, "sample": 300, "rungs": ["local", "top-16"], "some": ["top-16"], "few": 1,
-        "gpt2": "tiny",
-        "gpt2_documents": 1, "halved": 0, "context": 512, "context_documents": 1,
-        "fit_documents": 1, "fit_tokens": 512, "fit_steps": 1,
+        "long": 384, "speeches": 1, "samples": 2, "sample": 300, "settings": ["local", "top-16"], "some": ["local", "top-16"],
+        "few": 1, "gpt2": "GPT-2 tiny", "gpt2_documents": 1, "halved": 0, "context": 512, "context_documents": 1,
+        "fit": {"speeches": 1, "tokens": 512, "steps": 1},
     },
     "quick": {
-        "long": 1024, "speeches": 0, "samples": 2, "sample": 1024, "rungs": [], "some": ["neighbours", "fine states", "top-16"], "few": 2,
-        "gpt2": "",
-        "gpt2_documents": 0, "halved": 0, "context": 8192, "context_documents": 0,
-        "fit_documents": 8, "fit_tokens": 4096, "fit_steps": 200,
+        "long": 1024, "speeches": 0, "samples": 2, "sample": 1024, "settings": [], "some": ["neighbours", "fine states", "top-16"],
+        "few": 2, "gpt2": "", "gpt2_documents": 0, "halved": 0, "context": 8192, "context_documents": 0,
+        "fit": {"speeches": 8, "tokens": 4096, "steps": 200},
     },
     "full": {
-        "long": 4096, "speeches": 4, "samples": 50, "sample": 1024, "rungs": list(RUNGS),
-        "some": ["neighbours", "fine states", "fine states, calibrated", "top-16"], "few": 6, "gpt2": "full",
-        "gpt2_documents": 8, "halved": 4, "context": 8192, "context_documents": 4,
-        "fit_documents": 8, "fit_tokens": 4096, "fit_steps": 200,
+        "long": 4096, "speeches": 6, "samples": 50, "sample": 1024, "settings": list(SETTINGS),
+        "some": ["neighbours", "fine states", CALIBRATED, "top-16"], "few": 6, "gpt2": "GPT-2",
+        "gpt2_documents": 8, "halved": 6, "context": 8192, "context_documents": 6,
+        "fit": {"speeches": 8, "tokens": 4096, "steps": 200},
     },
 }  # fmt: skip
-FEWEST_FOR_INTERVAL = 4  # documents; from fewer, Student's t gives bounds that no perplexity can take
-BY_DOCUMENT = ["perplexity", "perplexity_ratio", "top_1_agreement", "kl_divergence"]
 FREQUENT, RARE = 1e-3, 1e-4  # a token's share of the development speeches
 settings = PROFILES[profile]
+GPT2, FIT = settings["gpt2"], settings["fit"]  # what a reading depends on, besides its cell
+best = known.default(SETTINGS)
 device = machine.device(target)
-rungs = pd.DataFrame([{"rung": name, **asdict(config)} for name, config in RUNGS.items()])
-rungs["top_k"] = rungs["top_k"].where(rungs["retrieval"].isin(["top_k", "top_k_per_token", "both"])).astype("Int64")
-rungs["block_size"] = rungs["block_size"].where(rungs["retrieval"].str.startswith("top_k")).astype("Int64")
-figures.table(rungs.drop(columns=["layers", "original_below"]), caption="The rungs")
+figures.table(known.frame(SETTINGS), caption="The settings (compression factor 0: none)")
 
 # %% [markdown]
 # ## Measuring
 
 
 # %% tags=["hide-input"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-speeches = {speech.key: speech.text for split in ("held_out", "samples") for speech in sources.load_speeches(split)}
-TEXTS = {"speech": speeches, "e-mail": {mail.key: mail.text for mail in sources.load_emails("held_out")}}
-
-
-@functools.cache
-def original(model: str, dtype: str = "float32") -> tuple:
-    """A model and its tokenizer."""
-    if model == "SmolLM2":
-        found, tokenizer = sources.load_smollm2(DTYPES[dtype])
-    else:
-        found, tokenizer = small_gpt2.load(small_gpt2.train(settings["gpt2"]))
-    return found.to(device), tokenizer
-
-
-def ids_of(model: str, text: str, n: int) -> torch.Tensor:
-    ids = original(model)[1](text, return_tensors="pt")["input_ids"][:, :n].to(device)
-    if ids.shape[1] < n:
-        raise ValueError(f"a text has only {ids.shape[1]} tokens, {n} are needed")
-    return ids
+def load(model: str, dtype: str = "float32") -> tuple:
+    return pretrained.load(GPT2 if model == "GPT-2" else model, dtype, device)
 
 
 @functools.lru_cache(maxsize=1)
-def original_reading(model: str, dtype: str, kind: str, document: str, n: int) -> similarity.Reading:
-    return similarity.read(original(model, dtype)[0], ids_of(model, TEXTS[kind][document], n))
+def original_reading(model: str, dtype: str, document: str, n: int) -> similarity.Reading:
+    original, tokenizer = load(model, dtype)
+    return similarity.read(original, documents.ids_of(document, tokenizer, n, device))
 
 
 @functools.cache
-def development(model: str) -> list[torch.Tensor]:
-    """What calibration may see, and what the frequency of a token is counted in."""
-    texts = [speech.text for speech in sources.load_speeches("development")]
-    return [original(model)[1](text, return_tensors="pt")["input_ids"] for text in texts]
-
-
-@functools.cache
-def converted(model: str, dtype: str, rung: str) -> object:
-    """Converted by a rung; a calibrated one is fitted to development speeches first."""
-    found = convert(original(model, dtype)[0], RUNGS[rung])
-    if rung.endswith("calibrated"):
-        longest = min(settings["fit_tokens"], getattr(found.config, "max_position_embeddings", math.inf))
-        texts = [ids[:, :longest] for ids in development(model)[: settings["fit_documents"]]]
-        calibrate(found, texts, steps=settings["fit_steps"])
-    return found
+def converted(model: str, dtype: str, setting: str) -> object:
+    if setting == CALIBRATED:
+        name = GPT2 if model == "GPT-2" else model
+        return pretrained.calibrated(name, SETTINGS[setting], dtype, device, **FIT)
+    return convert(load(model, dtype)[0], SETTINGS[setting])
 
 
 @functools.cache
 def frequencies(model: str) -> torch.Tensor:
     """Each token's share of the development speeches."""
-    counts = Counter(int(token) for ids in development(model) for token in ids[0])
-    shares = torch.tensor([counts[token] for token in range(original(model)[0].config.vocab_size)])
+    name = GPT2 if model == "GPT-2" else model
+    counts = Counter(int(token) for ids in pretrained.development(name) for token in ids[0])
+    shares = torch.tensor([counts[token] for token in range(load(model)[0].config.vocab_size)])
     return shares / shares.sum()
 
 
@@ -220,18 +178,17 @@ def by_position(found: similarity.Similarity) -> list[dict]:
     return rows
 
 
-def measure(model: str, dtype: str, kind: str, n: int, document: str, rung: str) -> list[dict]:
-    """One rung's reading of one text beside the original's."""
-    before = original_reading(model, dtype, kind, document, n)
-    if rung == "original":
+def measure(model: str, dtype: str, kind: str, n: int, document: str, setting: str) -> list[dict]:
+    """A reading of one text beside the original's."""
+    before = original_reading(model, dtype, document, n)
+    if setting == known.ORIGINAL:
         found = similarity.compare(before, before)
-        at = [r for r in by_position(found) if r["metric"] == "perplexity"]
         return [
             row("perplexity", found.perplexity),
             row("next_token_accuracy", found.next_token_accuracy),
-            *at,
+            *(one for one in by_position(found) if one["metric"] == "perplexity"),
         ]
-    found = similarity.compare(before, similarity.read(converted(model, dtype, rung), before.ids[None]))
+    found = similarity.compare(before, similarity.read(converted(model, dtype, setting), before.ids[None]))
     whole = {
         "perplexity": found.perplexity,
         "perplexity_ratio": found.perplexity_ratio,
@@ -255,12 +212,6 @@ def measure(model: str, dtype: str, kind: str, n: int, document: str, rung: str)
     ]
 
 
-def all_with_the_default(documents: list[str]) -> list[tuple[list[str], list[str]]]:
-    """Documents and their rungs: few are read by several rungs, all by the default one."""
-    few = sources.evenly(documents, settings["few"])
-    return [(few, settings["some"]), ([document for document in documents if document not in few], ["top-16"])]
-
-
 # %% tags=["hide-input", "remove-output"]
 held_out, samples, mails = (
     [text.key for text in found]
@@ -270,185 +221,158 @@ held_out, samples, mails = (
         sources.load_emails("held_out"),
     )
 )
+
+
+def all_with_the_default(names: list[str]) -> list[tuple[list[str], list[str]]]:
+    """Documents and their settings: few are read by several, all by the default one."""
+    few = sources.evenly(names, settings["few"])
+    return [(few, settings["some"]), ([name for name in names if name not in few], [best])]
+
+
 SMOLLM2 = {"model": "SmolLM2", "dtype": "float32"}
-groups = [  # where, documents, rungs
+groups = [  # where, documents, settings
     *(
         (SMOLLM2 | {"kind": kind, "n": settings["sample"]}, *part)
         for kind, texts in {"speech": samples, "e-mail": mails}.items()
         for part in all_with_the_default(sources.evenly(texts, settings["samples"]))
     ),
-    (
-        SMOLLM2 | {"kind": "speech", "n": settings["long"]},
-        sources.evenly(held_out, settings["speeches"]),
-        settings["rungs"],
-    ),
-    (
-        SMOLLM2 | {"kind": "speech", "n": settings["context"]},
-        sources.evenly(held_out, settings["context_documents"]),
-        ["top-16"],
+    *(
+        (SMOLLM2 | {"kind": "speech", "n": settings[length]}, sources.evenly(held_out, settings[count]), names)
+        for length, count, names in (
+            ("long", "speeches", settings["settings"]),
+            ("context", "context_documents", [best]),
+        )
     ),
     (
         {"model": "SmolLM2", "dtype": "bfloat16", "kind": "speech", "n": settings["long"]},
         sources.evenly(held_out, settings["halved"]),
-        ["top-16"],
+        [best],
     ),
     (
         {"model": "GPT-2", "dtype": "float32", "kind": "speech", "n": settings["sample"]},
         sources.evenly(samples, settings["gpt2_documents"]),
-        settings["rungs"],
+        settings["settings"],
     ),
 ]
 cells = [
-    {**where, "document": document, "rung": rung}
-    for where, documents, rungs in groups
-    for document in documents
-    for rung in ["original", *rungs]
+    {**where, "document": document, "setting": setting}
+    for where, read, names in groups
+    for document in read
+    for setting in [known.ORIGINAL, *names]
 ]
 sweep = Sweep(
     "conversion/similarity",
     target=target,
     profile=profile,
     parameters={
-        "rungs": {name: asdict(config) for name, config in RUNGS.items()},
-        "calibration": {name: settings[name] for name in ("fit_documents", "fit_tokens", "fit_steps")},
-        "gpt2": settings["gpt2"],
+        "settings": known.parameters(SETTINGS),
+        "calibration": FIT,
+        "gpt2": GPT2,
         "batch": 1,
     },
-    code=[bsbr.convert, similarity, small_gpt2],
     sources=[sources.pin_path(name) for name in ("smollm2", "speeches", "emails")],
 )
 
 # %% [markdown]
-# How long a whole `calibrate` takes, loading left out; then every reading of every text.
+# What is fitted or trained is kept with how long that took; then come the readings.
 
 
 # %% tags=["hide-input", "remove-output"]
-def time_calibration(phase: str, model: str, rung: str) -> list[dict]:
-    original(model), development(model)
-    converted.cache_clear()
-    begin = time.perf_counter()
-    converted(model, "float32", rung)
-    return [row("time", time.perf_counter() - begin, samples=1)]
+def time_calibration(phase: str, model: str, setting: str) -> list[dict]:
+    seconds = pretrained.seconds_to_calibrate(model, SETTINGS[setting], **FIT)
+    return [row("time", seconds, samples=1)]
 
 
-def train_gpt2(phase: str, model: str) -> list[dict]:
-    """The model is left in the cache, which remembers how it was trained."""
-    small_gpt2.train(settings["gpt2"])
-    record = small_gpt2.record(settings["gpt2"])
-    parameters = original(model)[0].num_parameters()
-    return [
-        row("parameters", parameters),
-        row("trained_tokens", record["tokens"]),
-        row("time", record["seconds"], samples=1),
-    ]
+def time_training(phase: str, model: str) -> list[dict]:
+    small_gpt2.train(pretrained.TRAINED_HERE[GPT2])
+    return [row("time", small_gpt2.record(pretrained.TRAINED_HERE[GPT2])["seconds"], samples=1)]
 
 
-fitted = [rung for _, rung in PAIRS if any(cell["rung"] == rung for cell in cells)]
-timed = [
-    sweep.measure([{"phase": "calibration", "model": "SmolLM2", "rung": rung} for rung in fitted], time_calibration)
-    if fitted
-    else pd.DataFrame(),
-    sweep.measure([{"phase": "training", "model": "GPT-2"}], train_gpt2)
-    if settings["gpt2_documents"]
-    else pd.DataFrame(),
-]
-read = sweep.measure(cells, measure)
+def count_training(phase: str, model: str) -> list[dict]:
+    parameters = load(model)[0].num_parameters()
+    tokens = small_gpt2.record(pretrained.TRAINED_HERE[GPT2])["tokens"]
+    return [row("parameters", parameters), row("trained_tokens", tokens)]
+
+
+fitted = [after for _, after in PAIRS if any(cell["setting"] == after for cell in cells)]
+tables = []
+if fitted:
+    at = [{"phase": "calibration", "model": "SmolLM2", "setting": setting} for setting in fitted]
+    tables.append(sweep.measure(at, time_calibration, machine_bound=True))
+if settings["gpt2_documents"]:
+    at = [{"phase": "training", "model": "GPT-2"}]
+    tables.append(sweep.measure(at, time_training, machine_bound=True))
+    tables.append(sweep.measure(at, count_training, machine_bound=False))
+read = sweep.measure(cells, measure, machine_bound=False)
 
 # %% [markdown]
 # Over the documents, each metric has a mean, and its standard deviation is the spread between documents. What
-# calibration closes is the gap in mean log-likelihood, with an interval by the bootstrap over documents.
+# calibration closes is the gap in mean log-likelihood, on the documents that both settings have read.
 
 # %% tags=["hide-input"]
 WHERE = ["model", "dtype", "kind", "n"]
 PARTS = ["layer", "rank", "position", "frequency"]
-
-
-def means(rows: pd.DataFrame) -> list[dict]:
-    by = [*WHERE, "rung", "metric", *(part for part in PARTS if part in rows)]
-    found = []
-    for key, part in rows.groupby(by, dropna=False, sort=False):
-        where = {name: value for name, value in zip(by, key, strict=True) if pd.notna(value)}
-        metric = where.pop("metric")
-        mean = similarity.mean(list(part["value"]))
-        low, high = (mean.low, mean.high) if mean.samples >= FEWEST_FOR_INTERVAL else (None, None)
-        found.append(row(metric, mean.value, low=low, high=high, samples=mean.samples, **where))
-        if not set(PARTS) & set(where) and mean.samples > 1:
-            found.append(row(metric, mean.deviation, samples=mean.samples, statistic="standard deviation", **where))
-    return found
-
-
-def gap_closed(before: np.ndarray, after: np.ndarray, axis: int = -1) -> np.ndarray:
-    """Of mean log ratios of perplexity before and after calibration."""
-    return 100 * (1 - after.mean(axis) / before.mean(axis))
-
-
-def closed(rows: pd.DataFrame) -> list[dict]:
-    found = []
-    logs = rows[rows["metric"] == "perplexity_ratio"].assign(log=lambda part: np.log(part["value"]))
-    for where, part in logs[logs["position"].isna()].groupby(WHERE, sort=False):
-        by_rung = part.pivot(index="document", columns="rung", values="log")
-        for before, after in PAIRS:
-            if after not in by_rung or before not in by_rung:
-                continue
-            both = by_rung[[before, after]].dropna()  # not every document is read by these rungs
-            pair = (both[before].to_numpy(float), both[after].to_numpy(float))
-            low = high = None
-            if len(both) >= FEWEST_FOR_INTERVAL:
-                interval = bootstrap(pair, gap_closed, paired=True, method="percentile", rng=0).confidence_interval
-                low, high = (float(end) for end in interval)
-            at = dict(zip(WHERE, where, strict=True))
-            found.append(
-                row("gap_closed", float(gap_closed(*pair)), low=low, high=high, samples=len(both), rung=after, **at)
-            )
-    return found
-
+BY_DOCUMENT = ["perplexity", "perplexity_ratio", "top_1_agreement", "kl_divergence"]
 
 both_kinds = read[(read["model"] == "SmolLM2") & (read["n"] == settings["sample"]) & (read["dtype"] == "float32")]
 together = pd.concat([read, both_kinds.assign(kind="all")], ignore_index=True)
-plain = read[[part for part in PARTS if part in read]].isna().all(axis=1)
-kept = read[plain & read["metric"].isin(BY_DOCUMENT)]
-result = sweep.publish(
-    pd.concat([kept, pd.DataFrame([*means(together), *closed(together)]), *timed], ignore_index=True)
-)
+summaries = []
+for key, group in together.groupby(WHERE, sort=False):
+    sets = documents.over_all_and_shared(group)
+    plain = group[group[PARTS].isna().all(axis=1)].drop(columns=PARTS)
+    spread = sets[(sets["documents"] == "all") & sets[PARTS].isna().all(axis=1)].drop(columns=PARTS)
+    summaries += documents.averages(sets) + documents.deviations(spread)
+    for before, after in PAIRS:
+        summaries += documents.gap_closed(plain, before, after, **dict(zip(WHERE, key, strict=True)))
+kept = read[read[PARTS].isna().all(axis=1) & read["metric"].isin(BY_DOCUMENT)]
+result = sweep.publish(pd.concat([kept, pd.DataFrame(summaries), *tables], ignore_index=True))
 
 # %% tags=["remove-input"]
 shown_n = settings["long"] if settings["speeches"] else settings["sample"]
-LONG = {"model": "SmolLM2", "dtype": "float32", "kind": "speech", "n": shown_n}
-SAMPLES = {"model": "SmolLM2", "dtype": "float32", "kind": "all", "n": settings["sample"]}
-SMALL = {"model": "GPT-2", "dtype": "float32", "kind": "speech", "n": settings["sample"]}
-HALVED = {"model": "SmolLM2", "dtype": "bfloat16", "kind": "speech", "n": settings["long"]}
-CONTEXT = {"model": "SmolLM2", "dtype": "float32", "kind": "speech", "n": settings["context"]}
-MEAN = {name: None for name in ("document", "statistic", "phase", *PARTS) if name in result.table}
-best = next(rung for rung, config in RUNGS.items() if config == ConversionConfig())
+LONG = SMOLLM2 | {"kind": "speech", "n": shown_n, "documents": "all"}
+SAMPLES = SMOLLM2 | {"kind": "all", "n": settings["sample"], "documents": "all"}
+SMALL = {"model": "GPT-2", "dtype": "float32", "kind": "speech", "n": settings["sample"], "documents": "all"}
+HALVED = LONG | {"dtype": "bfloat16", "n": settings["long"]}
+CONTEXT = LONG | {"n": settings["context"]}
+MEAN = {name: None for name in ("statistic", *PARTS) if name in result.table}
 
 
-def rungs_of(where: dict) -> list[str]:
-    return list(result.select("perplexity_ratio", **where, **MEAN)["rung"])
+def settings_of(where: dict) -> list[str]:
+    return list(result.select("perplexity_ratio", **where, **MEAN)["setting"])
 
 
-def mean(metric: str, rung: str, where: dict = LONG, **part: object) -> pd.Series:
-    return result.select(metric, **where, rung=rung, **{**MEAN, **part}).iloc[0]
+def shared(where: dict) -> dict:
+    """The documents that all settings have read, where some have read more."""
+    fewer = where | {"documents": "shared"}
+    return fewer if settings_of(fewer) else where
 
 
-def shown(metric: str, rung: str, where: dict = LONG, digits: int = 3, **part: object) -> str:
-    found = mean(metric, rung, where, **part)
+def mean(metric: str, setting: str, where: dict = LONG, **part: object) -> pd.Series:
+    return result.select(metric, **where, setting=setting, **{**MEAN, **part}).iloc[0]
+
+
+def shown(metric: str, setting: str, where: dict = LONG, digits: int = 3, **part: object) -> str:
+    found = mean(metric, setting, where, **part)
     return figures.interval(found["value"], found["low"], found["high"], digits)
 
 
-def count(where: dict, rung: str = best) -> int:
-    return int(mean("perplexity", rung, where)["samples"])
+def count(where: dict, setting: str = best) -> int:
+    return int(mean("perplexity", setting, where)["samples"])
 
 
-closest = min(rungs_of(LONG), key=lambda rung: mean("perplexity_ratio", rung)["value"])
-least = "local" if "local" in rungs_of(LONG) else "neighbours"
+FEW = shared(SAMPLES)
+ALIKE = LONG if settings["speeches"] else shared(LONG)  # where most settings have read the same
+closest = min(settings_of(ALIKE), key=lambda setting: mean("perplexity_ratio", setting, ALIKE)["value"])
+least = "local" if "local" in settings_of(ALIKE) else "neighbours"
 figures.say(
-    f"**Without any training, the rung `{best}`, which is the converter's default, reads held-out speeches of {shown_n:,} "
-    f"tokens at {shown('perplexity_ratio', best)} times the original's perplexity, and its first choice for the next token "
-    f"is the original's at {shown('top_1_agreement', best)} % of positions.** Over {count(SAMPLES)} samples of "
-    f"{settings['sample']:,} tokens, speeches and e-mails, it is {shown('perplexity_ratio', best, SAMPLES)} times and "
-    f"{shown('top_1_agreement', best, SAMPLES)} %. The rung that comes closest, `{closest}`, is at "
-    f"{shown('perplexity_ratio', closest)} times and {shown('top_1_agreement', closest)} %; with `{least}`, perplexity is "
-    f"{shown('perplexity_ratio', least)} times the original's. "
+    f"**Without any training, `{best}`, which is the converter's default, reads {count(ALIKE)} held-out speeches of "
+    f"{shown_n:,} tokens at {shown('perplexity_ratio', best, ALIKE)} times the original's perplexity, and its first choice "
+    f"for the next token is the original's at {shown('top_1_agreement', best, ALIKE)} % of positions.** Over "
+    f"{count(SAMPLES)} samples of {settings['sample']:,} tokens, speeches and e-mails, it is "
+    f"{shown('perplexity_ratio', best, SAMPLES)} times and {shown('top_1_agreement', best, SAMPLES)} %. On the same "
+    f"speeches the setting that comes closest, `{closest}`, is at {shown('perplexity_ratio', closest, ALIKE)} times and "
+    f"{shown('top_1_agreement', closest, ALIKE)} %; with `{least}`, perplexity is "
+    f"{shown('perplexity_ratio', least, ALIKE)} times the original's. "
     + (
         f"Over the {settings['context']:,} tokens of the whole context, `{best}` is at "
         f"{shown('perplexity_ratio', best, CONTEXT)} times and {shown('top_1_agreement', best, CONTEXT)} %. "
@@ -461,23 +385,33 @@ figures.say(
 figures.say(claims.line(result), claimed)
 
 
-def part_chart(metric: str, part: str, where: dict = LONG, rungs: list[str] | None = None) -> pd.DataFrame:
+def part_rows(metric: str, part: str, where: dict = ALIKE, names: list[str] | None = None) -> pd.DataFrame:
     rows = result.select(metric, **where, **{name: None for name in MEAN if name != part})
     rows = rows[rows[part].notna()]
-    return rows[rows["rung"].isin(rungs)] if rungs else rows
+    return rows[rows["setting"].isin(names)] if names else rows
 
 
 LEGEND_BELOW = {"legend": {"orientation": "h", "y": -0.25, "yanchor": "top"}, "height": 480}
-positions = part_chart("perplexity_ratio", "position")
+SHOWN_FIRST = ["local", "neighbours", "fine states", "top-8", "top-16", "top-16 per token"]
+
+
+def by_setting(chart: figures.go.Figure) -> figures.go.Figure:
+    """Six lines at first; the others come with a click on their name."""
+    for trace in chart.data:
+        trace.visible = True if trace.name in SHOWN_FIRST else "legendonly"
+    return chart.update_layout(LEGEND_BELOW)
+
+
+positions = part_rows("perplexity_ratio", "position")
 chart = figures.lines(
-    positions, "position", group="rung", x_title="position in the text, up to", log_x=True, log_y=True,
+    positions, "position", group="setting", x_title="position in the text, up to", log_x=True, log_y=True,
     title=f"Perplexity relative to the original, by position, {shown_n:,} tokens",
 )  # fmt: skip
-figures.show(chart.update_layout(LEGEND_BELOW), "position", main_chart)
+figures.show(by_setting(chart), "position", main_chart)
 figures.say(figures.provenance_line(result), origin)
 
 # %% [markdown]
-# ## Rung by rung
+# ## Setting by setting
 
 # %% tags=["remove-input"]
 COLUMNS = {
@@ -493,21 +427,27 @@ COLUMNS = {
 }
 
 
-def summary(where: dict, caption: str) -> None:
-    def cell(metric: str, rung: str) -> str:
-        if rung == "original" and metric not in ("perplexity", "next_token_accuracy"):
+def summary(where: dict, what: str) -> None:
+    """A line a setting, all over the same documents."""
+
+    def cell(metric: str, setting: str) -> str:
+        if setting == known.ORIGINAL and metric not in ("perplexity", "next_token_accuracy"):
             return "–"
-        return shown(metric, rung, where)
+        return shown(metric, setting, where)
 
     rows = [
-        {"rung": rung, "texts": count(where, rung)} | {title: cell(metric, rung) for metric, title in COLUMNS.items()}
-        for rung in ["original", *rungs_of(where)]
+        {"setting": setting} | {title: cell(metric, setting) for metric, title in COLUMNS.items()}
+        for setting in [known.ORIGINAL, *settings_of(where)]
     ]
-    figures.table(pd.DataFrame(rows), caption=f"{caption}: mean and 95 % interval")
+    read = f"the same {count(where)} of them in each line" if count(where) > 1 else "one text"
+    figures.table(pd.DataFrame(rows), caption=f"{what}, {where['n']:,} tokens: mean over {read}")
 
 
-summary(LONG, f"SmolLM2, {shown_n:,} tokens of {count(LONG)} held-out speeches")
-summary(SAMPLES, f"SmolLM2, {settings['sample']:,} tokens of {count(SAMPLES)} speeches and e-mails")
+if settings["speeches"]:
+    summary(LONG, "SmolLM2, held-out speeches")
+summary(SAMPLES, "SmolLM2, speeches and e-mails")
+if FEW != SAMPLES:
+    summary(FEW, "SmolLM2, those speeches and e-mails that all settings have read")
 for kind in ("speech", "e-mail"):
     summary(SAMPLES | {"kind": kind}, f"SmolLM2, the samples that are a {kind}")
 figures.show_provenance(result)
@@ -523,7 +463,7 @@ if settings["gpt2_documents"]:
         f"A GPT-2 of {parameters:,} parameters, trained on {tokens:,} tokens of speeches in {figures.number(took / 60)} "
         f"minutes."
     )
-    summary(SMALL, f"GPT-2, {settings['sample']:,} tokens of {count(SMALL)} held-out speeches")
+    summary(SMALL, "GPT-2, held-out speeches")
     figures.show_provenance(result)
 else:
     figures.say("It is trained in the full profile only.")
@@ -533,7 +473,7 @@ else:
 
 # %% tags=["remove-input"]
 if settings["context_documents"]:
-    summary(CONTEXT, f"SmolLM2, {settings['context']:,} tokens of {count(CONTEXT)} held-out speeches")
+    summary(CONTEXT, "SmolLM2, held-out speeches")
     figures.show_provenance(result)
 else:
     figures.say("It is measured in the full profile only.")
@@ -543,7 +483,7 @@ else:
 
 # %% tags=["remove-input"]
 if settings["halved"]:
-    summary(HALVED, f"SmolLM2 in bfloat16, original and conversion alike, {settings['long']:,} tokens")
+    summary(HALVED, "SmolLM2 in bfloat16, original and conversion alike, held-out speeches")
     figures.show_provenance(result)
 else:
     figures.say("It is measured in the full profile only.")
@@ -555,24 +495,24 @@ else:
 # far text: the line of `neighbours`, which reads none of it, is what far text is worth to the original.
 
 # %% tags=["remove-input"]
-numbers = part_chart("perplexity_ratio", "position")
+numbers = part_rows("perplexity_ratio", "position")
 figures.table(
-    figures.pivot(numbers.sort_values("position"), "position", "rung"),
+    figures.pivot(numbers.sort_values("position"), "position", "setting"),
     caption="Perplexity relative to the original, positions up to (and from the line before)",
 )
-before = part_chart("perplexity", "position", rungs=["original", best])
-figures.table(figures.pivot(before.sort_values("position"), "position", "rung"), caption="Perplexity itself")
+before = part_rows("perplexity", "position", names=["original", best])
+figures.table(figures.pivot(before.sort_values("position"), "position", "setting"), caption="Perplexity itself")
 figures.show_provenance(result)
 
 # %% [markdown]
 # ## By rank
 
 # %% tags=["remove-input"]
-ranks = part_chart("rank_agreement", "rank")
+ranks = part_rows("rank_agreement", "rank")
 chart = figures.lines(
-    ranks, "rank", group="rung", title="Same token at the same place of both lists", x_title="rank of the choice"
+    ranks, "rank", group="setting", title="Same token at the same place of both lists", x_title="rank of the choice"
 )
-figures.show(chart.update_layout(LEGEND_BELOW), "rank")
+figures.show(by_setting(chart), "rank")
 figures.show_provenance(result)
 
 # %% [markdown]
@@ -581,27 +521,26 @@ figures.show_provenance(result)
 # Frequencies are counted in the development speeches.
 
 # %% tags=["remove-input"]
-where = SAMPLES
-classes = part_chart("kl_divergence", "frequency", where)
+classes = part_rows("kl_divergence", "frequency", FEW)
 order = ["frequent", "less frequent", "rare", "never seen"]
 classes = classes.sort_values("frequency", key=lambda column: column.map(order.index), kind="stable")
 chart = figures.bars(
-    classes, "frequency", group="rung", title="KL divergence by frequency of the token that follows", x_title=""
+    classes, "frequency", group="setting", title="KL divergence by frequency of the token that follows", x_title=""
 )
-figures.show(chart.update_layout(LEGEND_BELOW), "frequency")
-figures.table(figures.pivot(classes, "frequency", "rung"), caption="KL divergence (nats), speeches and e-mails")
+figures.show(by_setting(chart), "frequency")
+figures.table(figures.pivot(classes, "frequency", "setting"), caption="KL divergence (nats), speeches and e-mails")
 figures.show_provenance(result)
 
 # %% [markdown]
 # ## By layer
 
 # %% tags=["remove-input"]
-layers = part_chart("cosine_similarity", "layer")
+layers = part_rows("cosine_similarity", "layer")
 chart = figures.lines(
-    layers, "layer", group="rung", title="Hidden states beside the original's", x_title="layers passed",
+    layers, "layer", group="setting", title="Hidden states beside the original's", x_title="layers passed",
     y_title="cosine similarity",
 )  # fmt: skip
-figures.show(chart.update_layout(LEGEND_BELOW), "layers")
+figures.show(by_setting(chart), "layers")
 figures.show_provenance(result)
 
 # %% [markdown]
@@ -610,37 +549,43 @@ figures.show_provenance(result)
 # %% tags=["remove-input"]
 gaps = result.select("gap_closed")
 if len(gaps):
-    at = gaps.assign(where=[f"{g.model}, {g.kind}, n = {g.n:,}" for g in gaps.itertuples()])
+    at = gaps.assign(where=[f"{g.model}, {g.kind}, n = {g.n:,}, {g.samples} documents" for g in gaps.itertuples()])
     figures.table(
-        figures.pivot(at, "where", "rung"), caption="Share of the gap in log-likelihood that calibration closes (%)"
+        figures.pivot(at, "where", "setting"), caption="Share of the gap in log-likelihood that calibration closes (%)"
     )
     took = result.select("time", phase="calibration")
     figures.table(
-        took[["rung", "value"]].rename(columns={"value": "seconds"}),
-        caption=f"Calibrating SmolLM2 on {settings['fit_documents']} speeches of {settings['fit_tokens']:,} tokens",
+        took[["setting", "value"]].rename(columns={"value": "seconds"}),
+        caption=f"Calibrating SmolLM2 on {FIT['speeches']} speeches of {FIT['tokens']:,} tokens",
     )
     figures.show_provenance(result)
 else:
-    figures.say("Calibrated rungs are not part of this profile.")
+    figures.say("Calibrated settings are not part of this profile.")
 
 # %% [markdown]
 # ## Document by document
 
 # %% tags=["remove-input"]
+EACH = {name: value for name, value in LONG.items() if name != "documents"}
 if settings["speeches"]:
     titles = {speech.key: f"{speech.year} {speech.president}" for speech in sources.load_speeches()}
     for metric, title in {"perplexity": "Perplexity", "top_1_agreement": "Top-1 agreement (%)"}.items():
-        rows = result.select(metric, **LONG)
+        rows = result.select(metric, **EACH)
         rows = rows[rows["document"].notna()]
         rows = rows.assign(document=rows["document"].map(titles))
-        figures.table(figures.pivot(rows, "document", "rung", digits=4), caption=f"{title}, {shown_n:,} tokens")
-deviations = {
-    title: result.select(metric, **LONG, **{**MEAN, "statistic": "standard deviation"}).set_index("rung")["value"]
-    for metric, title in {"perplexity_ratio": "relative perplexity", "top_1_agreement": "top-1 agreement (%)"}.items()
-}
-figures.table(
-    pd.DataFrame(deviations).reset_index(), caption=f"Standard deviation between documents of {shown_n:,} tokens"
-)
+        figures.table(figures.pivot(rows, "document", "setting", digits=4), caption=f"{title}, {shown_n:,} tokens")
+if count(LONG) > 1:
+    spread = {
+        title: result.select(metric, **LONG, **{**MEAN, "statistic": documents.STANDARD}).set_index("setting")["value"]
+        for metric, title in {
+            "perplexity_ratio": "relative perplexity",
+            "top_1_agreement": "top-1 agreement (%)",
+        }.items()
+    }
+    figures.table(
+        pd.DataFrame(spread).reset_index(),
+        caption=f"Standard deviation between the same {count(LONG)} documents of {shown_n:,} tokens",
+    )
 figures.show_provenance(result)
 
 # %% [markdown]
@@ -649,17 +594,21 @@ figures.show_provenance(result)
 # %% tags=["remove-input"]
 first, last = (positions["position"].min(), positions["position"].max())
 at_end = {
-    rung: shown("perplexity_ratio", rung, position=last) for rung in ("neighbours", best) if rung in rungs_of(LONG)
+    name: shown("perplexity_ratio", name, ALIKE, position=last)
+    for name in ("neighbours", best)
+    if name in settings_of(ALIKE)
 }
-drift = layers[layers["rung"] == best].sort_values("layer")["value"]
-rarest, commonest = (mean("kl_divergence", best, SAMPLES, frequency=name) for name in ("rare", "frequent"))
+drift = layers[layers["setting"] == best].sort_values("layer")["value"]
+rarest, commonest = (mean("kl_divergence", best, FEW, frequency=name) for name in ("rare", "frequent"))
 ratio = rarest["value"] / commonest["value"]
-same_first, same_last = (mean("rank_agreement", best, rank=rank)["value"] for rank in (1, int(ranks["rank"].max())))
+same_first, same_last = (
+    mean("rank_agreement", best, ALIKE, rank=rank)["value"] for rank in (1, int(ranks["rank"].max()))
+)
 direction = "falls" if drift.iloc[-1] < drift.iloc[1] else "rises"
 sentences = [
     f"**Where.** Of the last positions, up to {int(last):,}, "
-    + " and ".join(f"`{rung}` has {text} times the original's perplexity" for rung, text in at_end.items())
-    + f"; up to {int(first):,} all rungs with that local window read what the original reads.",
+    + " and ".join(f"`{name}` has {text} times the original's perplexity" for name, text in at_end.items())
+    + f"; up to {int(first):,} all settings with that local window read what the original reads.",
     f"**Layers.** The cosine of `{best}`'s hidden states with the original's {direction} from "
     f"{figures.number(drift.iloc[1], 4)} after the first layer to {figures.number(drift.iloc[-1], 4)} after the last.",
     f"**Ranks.** With `{best}` the first choice is the same at {figures.number(same_first)} % of positions, the tenth at "
@@ -668,18 +617,18 @@ sentences = [
     f"frequent one.",
 ]
 for before, after in PAIRS:
-    if before in rungs_of(LONG) and after in rungs_of(LONG):
-        gap = result.select("gap_closed", **LONG, rung=after).iloc[0]
+    if before in settings_of(ALIKE) and after in settings_of(ALIKE):
+        gap = result.select("gap_closed", **EACH, setting=after).iloc[0]
         sentences.append(
-            f"**Calibration.** `{before}` goes from {shown('perplexity_ratio', before)} to "
-            f"{shown('perplexity_ratio', after)} times the original's perplexity, which closes "
+            f"**Calibration.** `{before}` goes from {shown('perplexity_ratio', before, ALIKE)} to "
+            f"{shown('perplexity_ratio', after, ALIKE)} times the original's perplexity, which closes "
             f"{figures.interval(gap['value'], gap['low'], gap['high'])} % of the gap."
         )
-if "top-16 per token" in rungs_of(LONG):
+if "top-16 per token" in settings_of(ALIKE):
     sentences.append(
         f"**A better choice.** Chosen by each token rather than once a chunk, `top-16` goes from "
-        f"{shown('perplexity_ratio', 'top-16')} to {shown('perplexity_ratio', 'top-16 per token')} times; with twice the "
-        f"blocks, `top-32`, to {shown('perplexity_ratio', 'top-32')}."
+        f"{shown('perplexity_ratio', 'top-16', ALIKE)} to {shown('perplexity_ratio', 'top-16 per token', ALIKE)} times; with twice the "
+        f"blocks, `top-32`, to {shown('perplexity_ratio', 'top-32', ALIKE)}."
     )
 figures.say("\n\n".join(sentences))
 

@@ -4,7 +4,7 @@
 # Which earlier tokens does each token read, in a pretrained model and in its conversion, and do the two look alike?
 
 # %% tags=["remove-input"]
-from bsbr import figures
+from bsbr.show import claims, figures
 
 answer, verdicts, main_chart, origin = (figures.reserve(what) for what in ("answer", "verdict", "map", "source"))
 
@@ -18,7 +18,7 @@ answer, verdicts, main_chart, origin = (figures.reserve(what) for what in ("answ
 # ## Method
 #
 # A map shows the weight $w_{ti}$ with which token $t$ (from top to bottom) reads the value of token $i$ (from left to
-# right). The original is `SmolLM2-135M-Instruct`, its conversion is made with the default settings, and both read the same
+# right). The original is `SmolLM2-135M-Instruct` {cite:p}`benallal2025`, its conversion is made with the default settings, and both read the same
 # held-out speech from its beginning. The original's weights are its softmax. The conversion's are those that its own
 # attention applies: its kernel is given token numbers in place of values, which tells what it reads, and how much.
 #
@@ -39,13 +39,12 @@ from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
-import torch
 
-from bsbr import MECHANISMS, ConversionConfig, ModelConfig, claims, convert, map_explorer
-from bsbr.measure import attention_maps, machine
-from bsbr.mixers import Rotary
-from bsbr.results import Sweep, row
-from bsbr.tasks import sources
+from bsbr import MECHANISMS, ConversionConfig, ModelConfig, convert, sources
+from bsbr.measure import machine
+from bsbr.show import map_explorer
+from bsbr.store import Sweep
+from bsbr.studies import attention_maps, documents, likeness, pretrained
 
 CONVERSION = ConversionConfig()
 CHUNK = CONVERSION.chunk_size
@@ -54,6 +53,8 @@ SHOWN_LAYERS = 5
 CELLS = 128  # a side of a longer text's map on the page
 EXACT = 256  # up to so many tokens, each pair has a cell of its own
 ONE_HEAD = {"hidden_dim": 64, "num_heads": 1, "key_dim": 64, "chunk_size": 32, "window_size": 32}
+SPREAD = 3  # of the input of a mechanism with random weights: wide enough that no softmax is flat
+TRAINED = ("smollm2", "smollm2 converted")
 # "tiny" looks at the mechanisms alone: loading the trained model takes longer than that profile may.
 PROFILES = {
     "tiny": {"lengths": [], "mechanisms_n": 256},
@@ -62,7 +63,6 @@ PROFILES = {
 }
 settings = PROFILES[profile]
 lengths, longest = settings["lengths"], max(settings["lengths"], default=0)
-device = machine.device(target)
 document = sources.load_speeches("held_out")[0].key if lengths else None
 
 # %% [markdown]
@@ -70,83 +70,33 @@ document = sources.load_speeches("held_out")[0].key if lengths else None
 
 
 # %% tags=["hide-input"]
-TRAINED = ["smollm2", "smollm2 converted"]
-
-
 @functools.cache
-def layers() -> dict[str, list[attention_maps.Layer]]:
+def layers(document: str, longest: int) -> dict[str, list[attention_maps.Layer]]:
     """Every layer of both models while they read the speech, ready to say its weights."""
-    model, tokenizer = sources.load_smollm2()
-    speech = next(speech for speech in sources.load_speeches("held_out") if speech.key == document)
-    ids = tokenizer(speech.text, return_tensors="pt")["input_ids"][:, :longest].to(device)
+    device = machine.device(target)
+    model, tokenizer = pretrained.load("SmolLM2", device=device)
+    ids = documents.ids_of(document, tokenizer, longest, device)
     found: dict[str, list[attention_maps.Layer]] = {name: [] for name in TRAINED}
-    for name, network in zip(TRAINED, (model.to(device), convert(model, CONVERSION)), strict=True):
+    for name, network in zip(TRAINED, (model, convert(model, CONVERSION)), strict=True):
         attention_maps.visit(network, ids, found[name].append)
     return found
 
 
 @functools.cache
-def mechanism_map(model: str) -> np.ndarray:
-    """The absolute weights of one head of a mechanism with random weights, (n, n)."""
-    torch.manual_seed(0)
-    n = settings["mechanisms_n"]
-    mixer = MECHANISMS[model](ModelConfig(model, **ONE_HEAD)).to(device)
-    x = 3 * torch.randn(1, n, ONE_HEAD["hidden_dim"]).to(device)  # wide enough that no softmax is flat
-    rotary = Rotary.at(torch.arange(n, device=device)[None], mixer.rotary_dim, x.dtype)
-    with torch.inference_mode():
-        return attention_maps.of_mixer(mixer, x, rotary)[0, 0].abs().cpu().numpy()
+def mechanism_map(model: str, n: int) -> np.ndarray:
+    """The absolute weights of one head of a mechanism with random weights, (1, n, n)."""
+    config = ModelConfig(model, **ONE_HEAD)
+    return attention_maps.of_mechanism(config, n, spread=SPREAD, device=machine.device(target))
 
 
 def mechanism(model: str, n: int) -> list[dict]:
     """How much of its weight a mechanism with random weights puts on the own chunk."""
-    size, found = ONE_HEAD["chunk_size"], mechanism_map(model)[None]
-    mass = sum(
-        attention_maps.within_mass(found[:, start : start + size, : start + size])[0] for start in range(0, n, size)
-    )
-    return [row("within_mass", 100 * float(mass) / n, chunk_size=size)]
+    return likeness.of_mechanism(mechanism_map(model, n), ONE_HEAD["chunk_size"])
 
 
 def compare(document: str, longest: int) -> list[dict]:
     """Both models' maps, layer by layer and head by head."""
-    mass, alike = [], []
-    for original, converted in zip(*layers().values(), strict=True):
-        for start, end in attention_maps.by_chunk(original, CHUNK):
-            a, b = (layer.rows(start, end).cpu().numpy() for layer in (original, converted))
-            mass.append([attention_maps.within_mass(rows) for rows in (a, b)])
-            parts = {"overall": slice(None), "within": slice(start, None), "between": slice(0, start)}
-            alike.append(
-                [
-                    attention_maps.cosine(a[..., part], b[..., part]).sum(-1)
-                    if part != slice(0, 0)
-                    else np.zeros(len(a))
-                    for part in parts.values()
-                ]
-            )
-    shape = len(layers()["smollm2"]), longest // CHUNK
-    masses, cosines = (np.array(found).reshape(*shape, *np.shape(found)[1:]) for found in (mass, alike))
-    rows = []
-    for n in lengths:
-        tokens = {"overall": n, "within": n, "between": n - CHUNK}
-        for i, model in enumerate(TRAINED):
-            rows += by_layer("within_mass", 100 * masses[:, : n // CHUNK, i].sum(1) / n, n=n, model=model)
-        for i, (scope, count) in enumerate(tokens.items()):
-            where = {"n": n, "model": TRAINED[1], "scope": scope}
-            rows += by_layer("map_similarity", cosines[:, : n // CHUNK, i].sum(1) / count, **where)
-    return rows
-
-
-def by_layer(metric: str, found: np.ndarray, **factors: object) -> list[dict]:
-    """From (layers, heads): the mean over all, over each layer's heads, and at one length each head."""
-    factors["chunk_size"] = CHUNK
-    rows = [row(metric, float(found.mean()), **factors)]
-    rows += [row(metric, float(heads.mean()), layer=layer, **factors) for layer, heads in enumerate(found)]
-    if factors["n"] == HEADS_AT and factors.get("scope", "overall") == "overall":
-        rows += [
-            row(metric, float(value), layer=layer, head=head, **factors)
-            for layer, heads in enumerate(found)
-            for head, value in enumerate(heads)
-        ]
-    return rows
+    return likeness.compare(*layers(document, longest).values(), CHUNK, lengths, names=TRAINED, heads_at=HEADS_AT)
 
 
 # %% tags=["hide-input", "remove-output"]
@@ -161,12 +111,13 @@ sweep = Sweep(
         "heads_at": HEADS_AT,
         "dtype": "float32",
     },
-    code=[attention_maps, layers, mechanism_map, by_layer],
     sources=[sources.pin_path("smollm2"), sources.pin_path("speeches")] if lengths else [],
 )
-tables = [sweep.measure([{"model": name, "n": settings["mechanisms_n"]} for name in MECHANISMS], mechanism)]
+cells = [{"model": name, "n": settings["mechanisms_n"]} for name in MECHANISMS]
+tables = [sweep.measure(cells, mechanism, machine_bound=False)]
 if lengths:
-    tables.append(sweep.measure([{"document": document, "longest": longest}], compare).drop(columns="longest"))
+    found = sweep.measure([{"document": document, "longest": longest}], compare, machine_bound=False)
+    tables.append(found.drop(columns="longest"))
 result = sweep.publish(pd.concat(tables, ignore_index=True))
 
 
@@ -183,11 +134,12 @@ def levels(layer: attention_maps.Layer, n: int) -> np.ndarray:
 
 def explore() -> int:
     """Show the explorer in its place, and return its weight in bytes."""
-    count = len(layers()["smollm2"])
+    read = layers(document, longest)
+    count = len(read["smollm2"])
     shown = [round(i * (count - 1) / (SHOWN_LAYERS - 1)) for i in range(SHOWN_LAYERS)]
     maps = map_explorer.Maps(
         {
-            name: {n: {layer: levels(layers()[model][layer], n) for layer in shown} for n in lengths}
+            name: {n: {layer: levels(read[model][layer], n) for layer in shown} for n in lengths}
             for name, model in zip(("original", "converted"), TRAINED, strict=True)
         }
     )
@@ -197,7 +149,8 @@ def explore() -> int:
 
 def seven() -> None:
     n = settings["mechanisms_n"]
-    found = {name: map_explorer.quantise(mechanism_map(name).clip(0, 1)) for name in MECHANISMS}
+    cells = {name: attention_maps.pool(mechanism_map(name, n), n // CELLS)[0] for name in MECHANISMS}
+    found = {name: map_explorer.quantise(weights.clip(0, 1)) for name, weights in cells.items()}
     fig = map_explorer.pictures(found, n, columns=4, height=620)
     figures.show(fig, "mechanisms", None if lengths else main_chart)
 
@@ -247,7 +200,7 @@ if lengths:
         f"zoom together. Colour is the weight on a logarithmic scale, the same in every map. Up to {EXACT} tokens each "
         f"cell is one pair of tokens; longer maps have {CELLS} × {CELLS} cells, each the largest weight of its pairs, "
         f"so that a single strong weight stays visible. Weights are rounded to {map_explorer.LEVELS} levels. The page "
-        f"holds {SHOWN_LAYERS} of {len(layers()['smollm2'])} layers with all their heads, "
+        f"holds {SHOWN_LAYERS} of {len(layers(document, longest)['smollm2'])} layers with all their heads, "
         f"{figures.number(weight / 1e6)} MB in all.\n\n"
         f"A bright first column is the first token, on which pretrained models rest unused attention; a bright "
         f"diagonal is the token itself and its neighbours. In the conversion, empty blocks are what it does not read."
@@ -307,9 +260,9 @@ else:
 # %% [markdown]
 # ## The seven mechanisms
 #
-# One head of each with random weights on random input: nothing is learned here, so only the shapes mean something.
-# Where weights can be negative the map shows their size. A state reaches every token of its chunk at once, so BSBR's map has
-# no holes, and behind the own chunk no sharp lines.
+# One head of each with random weights on random input: nothing is learned here, so only the shapes mean something. A
+# cell is the largest weight of a square of pairs; where weights can be negative it shows their size. A state reaches
+# every token of its chunk at once, so BSBR's map has no holes, and behind the own chunk no sharp lines.
 
 # %% tags=["hide-input"]
 if lengths:
@@ -327,13 +280,11 @@ figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 if lengths:
-    blocks = CONVERSION.top_k
-    kept = blocks * CONVERSION.block_size + CONVERSION.sink_tokens
-    all_read = next(c for c in range(longest) if CONVERSION.far_end(c) > kept) * CHUNK
+    all_read = attention_maps.reads_all_up_to(CONVERSION)
     figures.say(
         f"Patterns within chunks: there the rows of the two maps have a mean cosine of {similarity('within')} at "
         f"{longest:,} tokens. Up to {all_read:,} tokens this says nothing about the conversion, since its window and "
-        f"the {blocks} blocks that it may retrieve cover all there is.\n\n"
+        f"the {CONVERSION.top_k} blocks that it may retrieve cover all there is.\n\n"
         f"Patterns between chunks: the conversion's are block-like by construction, as its map of {longest:,} tokens "
         f"shows. The document's conversion reads states instead of blocks, and no map of it was published to compare "
         f"with."
@@ -349,5 +300,5 @@ claims.table(result)
 #   in all the small ones.
 # - A weight is not an influence: a large weight on a token with a short value changes little. Multiply the columns by the
 #   lengths of the values and look again.
-# - Look at another rung: set `CONVERSION` to `retrieval="none"` and to `"top_k_per_token"`.
+# - Look at another setting: set `CONVERSION` to `retrieval="none"` and to `"top_k_per_token"`.
 # - For one's own text: `attention_maps.visit(model, ids, look)` calls `look` with every layer of any model.

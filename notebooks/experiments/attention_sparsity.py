@@ -5,7 +5,7 @@
 # change with the length of the text?
 
 # %% tags=["remove-input"]
-from bsbr import figures
+from bsbr.show import figures
 
 answer, verdicts, main_chart, origin = (figures.reserve(what) for what in ("answer", "verdict", "chart", "source"))
 
@@ -17,7 +17,7 @@ answer, verdicts, main_chart, origin = (figures.reserve(what) for what in ("answ
 # length, as the share of its weights above a threshold, and does not say which threshold.
 
 # %% tags=["hide-input"]
-from bsbr import claims
+from bsbr.show import claims
 
 stated = claims.load("sparsity", "density")
 figures.table(
@@ -40,9 +40,9 @@ figures.table(
 #
 # - **By structure**: for each mechanism, which pairs *can* carry a weight. One head, with random weights and only
 #   positive queries and keys, so that nothing cancels or is cut off at zero.
-# - **In a trained model**: every layer and head of `SmolLM2-135M-Instruct` reading held-out speeches, and of its
+# - **In a trained model**: every layer and head of `SmolLM2-135M-Instruct` {cite:p}`benallal2025` reading held-out speeches, and of its
 #   conversion by the default settings, on the same texts. A value is the mean over all layers and heads, then over
-#   speeches, with a 95 % interval by Student's t that takes speeches as independent.
+#   the same speeches at every length, with a 95 % interval by Student's and bootstrapped t that takes speeches as independent.
 #
 # **Weights that carry the mass**: how few of a token's weights add up to a given share of their sum, as a share of all
 # that it could have. A softmax is never exactly zero, so this says more about a trained model than a threshold does.
@@ -55,186 +55,88 @@ target = "cpu"
 profile = "quick"
 
 # %% tags=["hide-input"]
-import functools
 from dataclasses import asdict
 
-import numpy as np
 import pandas as pd
-import torch
 
-from bsbr import MECHANISMS, ConversionConfig, ModelConfig, convert
-from bsbr.measure import attention_maps, machine, similarity
-from bsbr.mixers import Rotary
-from bsbr.results import Sweep, row
-from bsbr.tasks import sources
+from bsbr import MECHANISMS, ConversionConfig, ModelConfig, convert, sources
+from bsbr.measure import machine
+from bsbr.store import NUMBERS, Sweep, only
+from bsbr.studies import attention_maps, documents, pretrained, sparsity
 
 CONVERSION = ConversionConfig()
 CHUNK = CONVERSION.chunk_size
 ONE_HEAD = {"hidden_dim": 64, "num_heads": 1, "key_dim": 64, "chunk_size": CHUNK, "window_size": CHUNK}
-THRESHOLDS = (0.0, 1e-4, 1e-3, 1e-2)
-MASSES = (90, 95, 99)  # %
-MASS_EVERY = 4  # sorting is slow: of the tokens, every fourth is asked how many weights carry its mass
-BY_LAYER = 1e-3  # the threshold at which layers are told apart
-FEWEST_FOR_INTERVAL = 4  # speeches
+THRESHOLDS = [0.0, 1e-4, 1e-3, 1e-2]
+MASSES = [90, 95, 99]  # %
+MASS_EVERY = 4
+LAYERS_AT, LEVEL = 512, 1e-3  # the length and the threshold at which layers are told apart
+DOCUMENTS = 6  # the fewest that give an interval
+TRAINED = ["smollm2", "smollm2 converted"]
 # "tiny" looks at the mechanisms alone: loading the trained model takes longer than that profile may.
 PROFILES = {
-    "tiny": {"lengths": [128, 256], "documents": 0},
-    "quick": {"lengths": [128, 256, 512], "documents": 4},
-    "full": {"lengths": [128, 256, 512, 1024, 2048, 4096], "documents": 4},
+    "tiny": {"structure": [128, 256], "lengths": [], "documents": 0},
+    "quick": {"structure": [128, 256, 512, 1024], "lengths": [128, 256, 512], "documents": DOCUMENTS},
+    "full": {"lengths": [128, 256, 512, 1024, 2048, 4096], "documents": DOCUMENTS},
 }
 settings = PROFILES[profile]
-lengths, longest = settings["lengths"], max(settings["lengths"])
-device = machine.device(target)
-keys = [speech.key for speech in sources.load_speeches("held_out")] if settings["documents"] else []
-documents = [keys[i * len(keys) // settings["documents"]] for i in range(settings["documents"])]
+lengths, structure = settings["lengths"], settings.get("structure", settings["lengths"])
+longest, widest = max(lengths, default=0), max(structure)
+keys = [speech.key for speech in sources.load_speeches("held_out")] if lengths else []
+texts = sources.evenly(keys, settings["documents"])
 
 # %% [markdown]
 # ## Measuring
 
 
-# %% tags=["hide-input"]
-SCOPES = ("within", "between", "overall")
-
-
-def scoped(counts: np.ndarray) -> np.ndarray:
-    """(…, 2) within and between, as (…, 3) with their sum."""
-    return np.concatenate([counts, counts.sum(-1, keepdims=True)], axis=-1)
-
-
-PAIRS = scoped(np.cumsum([attention_maps.pairs(start, start + CHUNK) for start in range(0, longest, CHUNK)], axis=0))
-
-
-def density_rows(counts: np.ndarray) -> list[dict]:
-    """Densities at each length from the counts of one map or the mean of several, (chunks, thresholds, scopes)."""
-    rows = []
-    for n in lengths:
-        chunks = n // CHUNK
-        total = counts[:chunks].sum(0)
-        for scope, pairs, found in zip(SCOPES, PAIRS[chunks - 1], total.T, strict=True):
-            for threshold, count in zip(THRESHOLDS, found, strict=True):
-                where = {"n": n, "scope": scope, "threshold": threshold}
-                if pairs == 0:
-                    rows.append(row("density", None, status="not_available", reason="there is one chunk", **where))
-                else:
-                    rows.append(row("density", 100 * float(count) / float(pairs), **where))
-    return rows
-
-
+# %% tags=["hide-input", "remove-output"]
 def by_structure(model: str) -> list[dict]:
     """What one head of a mechanism can read."""
-    torch.manual_seed(0)
-    mixer = MECHANISMS[model](ModelConfig(model, **ONE_HEAD)).to(device)
-    x = torch.randn(1, longest, ONE_HEAD["hidden_dim"]).to(device)
-    rotary = Rotary.at(torch.arange(longest, device=device)[None], mixer.rotary_dim, x.dtype)
-    with torch.inference_mode():
-        found = attention_maps.of_mixer(mixer, x, rotary, positive=True)[0].abs().cpu().numpy()
-    chunks = [found[:, start : start + CHUNK, : start + CHUNK] for start in range(0, longest, CHUNK)]
-    counts = np.array([attention_maps.count_above(rows, 0.0).sum(0) for rows in chunks])
-    rows = density_rows(scoped(counts)[:, None].repeat(len(THRESHOLDS), axis=1))
-    return [one for one in rows if one["threshold"] == 0]
-
-
-@functools.cache
-def original() -> tuple:
-    model, tokenizer = sources.load_smollm2()
-    return model.to(device), tokenizer
+    config = ModelConfig(model, **ONE_HEAD)
+    found = attention_maps.of_mechanism(config, widest, positive=True, device=machine.device(target))
+    return sparsity.of_mechanism(found, CHUNK, structure)
 
 
 def in_a_trained_model(model: str, document: str) -> list[dict]:
     """Every layer and head while the model reads one speech."""
-    network, tokenizer = original()
-    network = network if model == "smollm2" else convert(network, CONVERSION)
-    speech = next(speech for speech in sources.load_speeches("held_out") if speech.key == document)
-    ids = tokenizer(speech.text, return_tensors="pt")["input_ids"][:, :longest].to(device)
-    above, carrying = [], []
-
-    def look(layer: attention_maps.Layer) -> None:
-        for start, end in attention_maps.by_chunk(layer, CHUNK):
-            rows = layer.rows(start, end).cpu().numpy()
-            above.append([attention_maps.count_above(rows, threshold).mean(0) for threshold in THRESHOLDS])
-            few = attention_maps.count_for_mass(rows[:, ::MASS_EVERY], [mass / 100 for mass in MASSES])
-            carrying.append(few.mean(0))
-
-    attention_maps.visit(network, ids, look)
-    chunks = longest // CHUNK
-    counts = scoped(np.array(above).reshape(-1, chunks, len(THRESHOLDS), 2))
-    rows = density_rows(counts.mean(0))
-    level, overall = THRESHOLDS.index(BY_LAYER), SCOPES.index("overall")
-    for index, share in enumerate(counts[:, :, level, overall].sum(1) / PAIRS[-1, overall]):
-        where = {"n": longest, "scope": "overall", "threshold": BY_LAYER, "layer": index}
-        rows.append(row("density", 100 * float(share), **where))
-    asked = np.arange(longest)[(np.arange(longest) % CHUNK) % MASS_EVERY == 0]
-    few = np.array(carrying).reshape(-1, chunks, len(MASSES)).mean(0)
-    for n in lengths:
-        could = float((asked[asked < n] + 1).sum())
-        for mass, count in zip(MASSES, few[: n // CHUNK].sum(0), strict=True):
-            rows.append(row("weights_for_mass", 100 * float(count) / could, n=n, mass=mass))
-    return rows
+    device = machine.device(target)
+    network, tokenizer = pretrained.load("SmolLM2", device=device)
+    return sparsity.of_model(
+        network if model == "smollm2" else convert(network, CONVERSION),
+        documents.ids_of(document, tokenizer, longest, device),
+        CHUNK, lengths, thresholds=THRESHOLDS, masses=MASSES, every=MASS_EVERY, by_layer=(LAYERS_AT, LEVEL),
+    )  # fmt: skip
 
 
-# %% tags=["hide-input", "remove-output"]
 sweep = Sweep(
     "experiments/attention_sparsity",
     target=target,
     profile=profile,
-    parameters={
-        "conversion": asdict(CONVERSION),
-        "one_head": ONE_HEAD,
-        "longest": longest,
-        "lengths": lengths,
-        "mass_every": MASS_EVERY,
-        "documents": documents,
-        "dtype": "float32",
-    },
-    code=[attention_maps, density_rows],
-    sources=[sources.pin_path("smollm2"), sources.pin_path("speeches")] if documents else [],
+    parameters={"conversion": asdict(CONVERSION), "one_head": ONE_HEAD, "dtype": "float32", **settings},
+    sources=[sources.pin_path("smollm2"), sources.pin_path("speeches")] if texts else [],
 )
-structure = sweep.measure([{"model": name} for name in MECHANISMS], by_structure)
-TRAINED = ["smollm2", "smollm2 converted"]
-cells = [{"model": model, "document": document} for document in documents for model in TRAINED]
-read = sweep.measure(cells, in_a_trained_model) if cells else None
-
-# %% tags=["hide-input"]
-FACTORS = ["metric", "model", "n", "scope", "threshold", "layer", "mass"]
-
-
-def over_documents(rows: pd.DataFrame) -> list[dict]:
-    """Each number's mean over the speeches."""
-    found = []
-    for key, part in rows.groupby(FACTORS, dropna=False, sort=False):
-        where = {name: None if pd.isna(value) else value for name, value in zip(FACTORS[1:], key[1:], strict=True)}
-        if part["value"].isna().all():
-            first = part.iloc[0]
-            found.append(row(key[0], None, status=first["status"], reason=first["reason"], **where))
-            continue
-        mean = similarity.mean(list(part["value"]))
-        low, high = (mean.low, mean.high) if mean.samples >= FEWEST_FOR_INTERVAL else (None, None)
-        found.append(row(key[0], mean.value, low=low, high=high, samples=mean.samples, **where))
-    return found
-
-
-means = [] if read is None else [pd.DataFrame(over_documents(read))]
-result = sweep.publish(pd.concat([structure, *means], ignore_index=True))
+table = sweep.measure([{"model": name} for name in MECHANISMS], by_structure, machine_bound=False)
+if texts:
+    cells = [{"model": model, "document": document} for document in texts for model in TRAINED]
+    read = sweep.measure(cells, in_a_trained_model, machine_bound=False)
+    table = pd.concat([table, pd.DataFrame(documents.averages(read))], ignore_index=True)
+result = sweep.publish(table)
 
 
 # %% tags=["remove-input"]
-def percent(found: pd.Series) -> str:
+def percent(metric: str, model: str, n: int, **where: object) -> str:
     """A number with its interval, unless all speeches agree."""
-    if found["low"] == found["high"]:
-        return f"{figures.number(found['value'])} %"
-    return f"{figures.interval(found['value'], found['low'], found['high'])} %"
+    found = only(result.table, metric, model=model, n=n, **({"layer": None} if texts else {}), **where)
+    flat = found["low"] == found["high"]
+    return f"{figures.number(found['value']) if flat else figures.interval(*found[NUMBERS])} %"
 
 
-def density(model: str, threshold: float = 0.0, scope: str = "overall", n: int = longest) -> str:
-    """A density with its interval, in words."""
-    where = {"layer": None} if documents else {}
-    found = result.select("density", model=model, n=n, scope=scope, threshold=threshold, **where).iloc[0]
-    return percent(found)
+def density(model: str, threshold: float = 0.0, scope: str = "overall", n: int = longest or widest) -> str:
+    return percent("density", model, n, threshold=threshold, scope=scope)
 
 
 def mass(model: str, share: int, n: int = longest) -> str:
-    found = result.select("weights_for_mass", model=model, n=n, mass=share).iloc[0]
-    return percent(found)
+    return percent("weights_for_mass", model, n, mass=share)
 
 
 def series(rows: pd.DataFrame) -> pd.Series:
@@ -242,10 +144,10 @@ def series(rows: pd.DataFrame) -> pd.Series:
     return rows["model"] + rows["threshold"].map(lambda threshold: f", above {threshold:g}")
 
 
-if documents:
+if texts:
     said = (
-        f"**Reading {longest:,} tokens, SmolLM2 has {density('smollm2', BY_LAYER)} of its attention weights above "
-        f"{BY_LAYER:g}, and the largest {mass('smollm2', MASSES[0])} of all carry {MASSES[0]} % of the mass; its "
+        f"**Reading {longest:,} tokens, SmolLM2 has {density('smollm2', LEVEL)} of its attention weights above "
+        f"{LEVEL:g}, and the largest {mass('smollm2', MASSES[0])} of all carry {MASSES[0]} % of the mass; its "
         f"conversion gives {density('smollm2 converted')} of all pairs a weight.** BSBR is sparse by reads and dense "
         f"by weights: it lets {density('bsbr')} of the pairs carry one, as standard attention does, since a state "
         f"holds every token of its chunk. Of the seven mechanisms only the window leaves pairs out "
@@ -253,17 +155,15 @@ if documents:
     )
 else:
     said = (
-        f"**By structure, BSBR lets {density('bsbr')} of all pairs carry a weight at n = {longest:,}, a window of "
+        f"**By structure, BSBR lets {density('bsbr')} of all pairs carry a weight at n = {widest:,}, a window of "
         f"{CHUNK} tokens {density('sliding_window')}.** This profile does not look at a trained model."
     )
 figures.say(said, answer)
 figures.say(claims.line(result), verdicts)
 
 overall = result.select("density", scope="overall")
-if documents:
-    overall = overall[
-        overall["layer"].isna() & overall["model"].isin(TRAINED) & overall["threshold"].isin([0, BY_LAYER])
-    ]
+if texts:
+    overall = overall[overall["layer"].isna() & overall["model"].isin(TRAINED) & overall["threshold"].isin([0, LEVEL])]
     overall = overall.assign(line=series(overall))
 else:
     overall = overall.assign(line=overall["model"])
@@ -271,7 +171,7 @@ chart = figures.lines(
     overall, "n", group="line", title="Share of the causal pairs of tokens that carry a weight", x_title="n (tokens)",
     y_title="density (%)", log_x=True, log_y=True,
 )  # fmt: skip
-if documents:
+if texts:
     by_document = stated[(stated["quantity"] == "density") & (stated["mechanism"] == "bsbr")]
     figures.add_claim(chart, by_document["n"], by_document["value"], "converted, claimed")
 chart.update_layout(legend={"orientation": "h", "y": -0.25, "yanchor": "top"}, height=460)
@@ -284,7 +184,7 @@ figures.say(figures.provenance_line(result), origin)
 # %% tags=["remove-input"]
 possible = result.select("density", threshold=0.0)
 possible = possible[possible["model"].isin(list(MECHANISMS))]
-for scope in SCOPES:
+for scope in sparsity.SCOPES:
     figures.table(
         figures.pivot(possible[possible["scope"] == scope], "model", "n"),
         caption=f"Share of the pairs {scope if scope == 'overall' else f'{scope} chunks of {CHUNK} tokens'} that can "
@@ -293,10 +193,10 @@ for scope in SCOPES:
 figures.show_provenance(result)
 
 # %% tags=["remove-input"]
-inside, everything = PAIRS[-1, 0], PAIRS[-1, 2]
+inside, _, everything = sparsity.pairs_up_to(widest // CHUNK, CHUNK)[-1]
 figures.say(
     f"Whether BSBR is sparse depends on what is counted. A token reads the tokens of its own chunk one by one: at "
-    f"n = {longest:,} that is {figures.number(100 * inside / everything)} % of all pairs, and none of those between "
+    f"n = {widest:,} that is {figures.number(100 * inside / everything)} % of all pairs, and none of those between "
     f"chunks. What it reads of earlier chunks comes through their states, and through them every earlier token "
     f"reaches it, with a weight that may be negative and that it cannot choose token by token. So counted by "
     f"reads the pattern between chunks is empty, counted by weights it is full, and nothing between the two is a "
@@ -307,10 +207,10 @@ figures.say(
 # ## In a trained model
 
 # %% tags=["remove-input"]
-if documents:
+if texts:
     trained = result.select("density")
     trained = trained[trained["layer"].isna() & trained["model"].isin(TRAINED)]
-    for scope in SCOPES:
+    for scope in sparsity.SCOPES:
         part = trained[trained["scope"] == scope]
         figures.table(
             figures.pivot(part.assign(line=series(part)), "line", "n"),
@@ -323,7 +223,7 @@ else:
     figures.say("This profile does not look at a trained model.")
 
 # %% tags=["hide-input"]
-if documents:
+if texts:
     levels = trained[(trained["n"] == longest) & (trained["threshold"] > 0)]
     chart = figures.lines(
         levels.assign(line=levels["model"] + ", " + levels["scope"]), "threshold", group="line", log_x=True, log_y=True,
@@ -337,7 +237,7 @@ if documents:
 # ## How few weights carry the mass
 
 # %% tags=["hide-input"]
-if documents:
+if texts:
     few = result.select("weights_for_mass")
     few = few.assign(line=few["model"] + few["mass"].map(lambda mass: f", {mass} % of the mass"))
     chart = figures.lines(
@@ -355,14 +255,14 @@ else:
 # ## Layer by layer
 
 # %% tags=["hide-input"]
-if documents:
+if texts:
     layers = result.select("density")
     layers = layers[layers["layer"].notna()]
     chart = figures.lines(
         layers,
         "layer",
         group="model",
-        title=f"Weights above {BY_LAYER:g} by layer, {longest:,} tokens",
+        title=f"Weights above {LEVEL:g} by layer, {LAYERS_AT:,} tokens",
         y_title="density (%)",
     )
     figures.show(chart, "layers")
@@ -380,32 +280,35 @@ claims.table(result)
 # ## Reading
 
 # %% tags=["remove-input"]
-if documents:
+if texts:
     claimed = by_document.set_index("n")["value"]
     shares = [result.value("weights_for_mass", model="smollm2", n=n, mass=MASSES[0]) for n in (lengths[0], longest)]
-    moved = "falls as well" if shares[1] < shares[0] else "does not fall"
+    moved = (
+        "falls as well: the tokens that matter grow in number more slowly than the text, and that is what a conversion "
+        "to few exact tokens rests on"
+        if shares[1] < shares[0]
+        else "does not fall: the tokens that matter grow in number as fast as the text"
+    )
     dense = stated[(stated["quantity"] == "density") & (stated["mechanism"] == "standard")]["value"].max()
     shared = [n for n in lengths if n in claimed.index]
     compared = "; ".join(
         f"{figures.number(claimed[n])} % at n = {n:,}, measured {density('smollm2 converted', n=n)}" for n in shared
     )
-    shortest, kept = lengths[0], CONVERSION.top_k * CONVERSION.block_size + CONVERSION.sink_tokens
-    all_read = next(c for c in range(longest) if CONVERSION.far_end(c) > kept) * CHUNK
+    shortest, all_read = lengths[0], attention_maps.reads_all_up_to(CONVERSION)
     figures.say(
         f"The document's densities for a conversion: {compared}. Its own model was a `gpt2`, this one is SmolLM2, "
-        f"whose conversion retrieves blocks; up to {CONVERSION.window} tokens its window covers everything, and up to "
+        f"whose conversion retrieves blocks; up to {CONVERSION.window:,} tokens its window covers everything, and up to "
         f"{all_read:,} the blocks that it may retrieve cover the rest, so no weight is left out there. The document "
-        f"counts standard attention as {figures.number(dense)} % dense; above a threshold of {BY_LAYER:g} it is "
-        f"{density('smollm2', BY_LAYER)} at {longest:,} tokens, so a threshold makes standard attention sparse too, "
+        f"counts standard attention as {figures.number(dense)} % dense; above a threshold of {LEVEL:g} it is "
+        f"{density('smollm2', LEVEL)} at {longest:,} tokens, so a threshold makes standard attention sparse too, "
         f"and what it is decides the number.\n\n"
         f"Softmax weights add up to one, so over a longer text each is smaller: "
-        f"{density('smollm2', BY_LAYER, n=shortest)} are above {BY_LAYER:g} at {shortest} tokens. The share that "
-        f"carries {MASSES[0]} % of the mass does not depend on such a level, and {moved}, from "
-        f"{mass('smollm2', MASSES[0], shortest)} to {mass('smollm2', MASSES[0])}: if it falls, the tokens that matter "
-        f"grow in number more slowly than the text, and that is what a conversion to few exact tokens rests on.\n\n"
-        f"Between chunks, {density('smollm2', BY_LAYER, 'between')} of the original's weights are above {BY_LAYER:g} "
-        f"and {density('smollm2 converted', BY_LAYER, 'between')} of the conversion's; within chunks "
-        f"{density('smollm2', BY_LAYER, 'within')} and {density('smollm2 converted', BY_LAYER, 'within')}."
+        f"{density('smollm2', LEVEL, n=shortest)} are above {LEVEL:g} at {shortest} tokens. The share that "
+        f"carries {MASSES[0]} % of the mass does not depend on such a level. From {mass('smollm2', MASSES[0], shortest)} "
+        f"to {mass('smollm2', MASSES[0])}, it {moved}.\n\n"
+        f"Between chunks, {density('smollm2', LEVEL, 'between')} of the original's weights are above {LEVEL:g} "
+        f"and {density('smollm2 converted', LEVEL, 'between')} of the conversion's; within chunks "
+        f"{density('smollm2', LEVEL, 'within')} and {density('smollm2 converted', LEVEL, 'within')}."
     )
 else:
     figures.say("This profile does not look at a trained model.")
@@ -419,4 +322,4 @@ else:
 #   and misses on the page about the similarity of a converted model.
 # - Zero as a threshold asks for what float arithmetic keeps apart from zero. Which weights of the original are exactly
 #   zero in half precision?
-# - Set `CONVERSION` to another rung, such as `retrieval="states"`: its map is dense again.
+# - Set `CONVERSION` to another setting, such as `retrieval="states"`: its map is dense again.

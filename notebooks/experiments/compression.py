@@ -4,7 +4,7 @@
 # What do smaller chunk states save in memory, and what do they cost in time?
 
 # %% tags=["remove-input"]
-from bsbr import claims, figures
+from bsbr.show import claims, figures
 
 answer, stated, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
@@ -17,13 +17,14 @@ answer, stated, main_chart, origin = (figures.reserve(what) for what in ("answer
 #
 # ## Method
 #
-# A chunk's state is a matrix of `head_dim` × `head_dim` numbers a head, $K^\top V / B$. With compression factor $f$ the
+# A chunk's state is a matrix of `head_dim` × `head_dim` numbers per head, $K^\top V / B$. With compression factor $f$ the
 # values are first mapped to `head_dim` $/ f$ dimensions, so that a state has $f$ times fewer numbers, and what is
 # retrieved is mapped back; both maps are learned. That is less memory for states and less work for mixing them, and two
-# products more for every token.
+# more products per token.
 #
 # One model, BSBR with random weights, at several factors; factor zero stands for no compression. At each length they take
-# turns on the clock, round after round, and each time is divided by that of no compression in the same round.
+# turns on the clock, seven rounds or more, and each time is divided by that of no compression in the same round. A number
+# is the median of the rounds, its interval two of them in order that hold the median in 95 % of cases.
 #
 # - **prefill**: one pass over $n$ tokens up to the last hidden state;
 # - **decode**: new tokens one by one after a prompt of $n$, as many as one chunk holds, so that the closing of a chunk,
@@ -40,10 +41,10 @@ profile = "quick"
 # %% tags=["hide-input"]
 import pandas as pd
 
-import bsbr.model
 from bsbr import ModelConfig
-from bsbr.measure import flops, machine, memory, speed, variants
-from bsbr.results import Sweep, row
+from bsbr.measure import machine
+from bsbr.store import NUMBERS, Sweep, only
+from bsbr.studies import variants
 
 SIZES = {"vocab_size": 10_000, "hidden_dim": 256, "num_layers": 2, "num_heads": 4, "ff_dim": 512}
 CHUNK_SIZE = 128
@@ -58,37 +59,35 @@ factors = settings["compression_factors"]
 configs = {
     factor: ModelConfig("bsbr", **SIZES, chunk_size=CHUNK_SIZE, compression_factor=factor or None) for factor in factors
 }
-device = machine.device(target)
+options = {"seconds": settings["seconds"], "new_tokens": settings["new_tokens"]}
+COMING = {
+    "accuracy": "benchmarks/classification will train the models that it takes, one for each factor",
+    "perplexity": "benchmarks/language_modeling will train the models that it takes, one for each factor",
+}
 
 # %% [markdown]
 # ## Measuring
 
 
 # %% tags=["hide-input", "remove-output"]
-def measure(mechanism: str, phase: str, n: int) -> list[dict]:
-    options = {"seconds": settings["seconds"], "new_tokens": settings["new_tokens"], "device": device}
-    rows = variants.costs("compression_factor", configs, NONE, phase, n, **options)
-    peaks = {found["compression_factor"]: found["value"] for found in rows if found["metric"] == "peak_memory"}
-    saved = {factor: 100 * (1 - peak / peaks[NONE]) for factor, peak in peaks.items()}
-    return rows + [row("memory_saved", share, compression_factor=factor) for factor, share in saved.items()]
+def times(mechanism: str, phase: str, n: int) -> list[dict]:
+    return variants.times("compression_factor", configs, NONE, phase, n, device=machine.device(target), **options)
 
 
-COMING = {"accuracy": "not measured yet: needs trained models, which benchmarks/classification will bring"}
-coming = [
-    row(metric, None, mechanism="bsbr", compression_factor=factor, status="not_available", reason=reason)
-    for metric, reason in COMING.items()
-    for factor in factors
-]
+def sizes(mechanism: str, phase: str, n: int) -> list[dict]:
+    return variants.sizes("compression_factor", configs, NONE, phase, n, device=machine.device(target))
+
+
 sweep = Sweep(
     "experiments/compression",
     target=target,
     profile=profile,
     parameters={**SIZES, **settings, "chunk_size": CHUNK_SIZE, "batch": 1, "dtype": "float32"},
-    code=[bsbr.model, flops, memory, speed, variants],
 )
 cells = [{"mechanism": "bsbr", "phase": phase, "n": n} for phase in ("prefill", "decode") for n in settings[phase]]
-measured = sweep.measure(cells, measure)
-result = sweep.publish(pd.concat([measured, pd.DataFrame(coming)], ignore_index=True))
+tables = [sweep.measure(cells, times, machine_bound=True), sweep.measure(cells, sizes, machine_bound=False)]
+tables.append(pd.DataFrame(variants.coming("compression_factor", factors, COMING, mechanism="bsbr")))
+result = sweep.publish(pd.concat(tables, ignore_index=True))
 
 # %% tags=["remove-input"]
 lengths, decoded = settings["prefill"], settings["decode"]
@@ -97,12 +96,11 @@ long, long_decode, most = lengths[-1], decoded[-1], factors[-1]
 
 def found(metric: str, factor: int, phase: str = "prefill") -> pd.Series:
     n = long if phase == "prefill" else long_decode
-    return result.select(metric, compression_factor=factor, n=n, phase=phase).iloc[0]
+    return only(result.table, metric, compression_factor=factor, n=n, phase=phase)
 
 
 def shown(metric: str, factor: int, phase: str = "prefill", digits: int = 3) -> str:
-    number = found(metric, factor, phase)
-    return figures.interval(number["value"], number["low"], number["high"], digits)
+    return figures.interval(*found(metric, factor, phase)[NUMBERS], digits=digits)
 
 
 kept = {factor: found("state_size", factor, "decode")["value"] for factor in factors}
@@ -117,7 +115,7 @@ figures.say(
 )
 figures.say(claims.line(result), stated)
 
-saved = result.select("memory_saved").dropna(subset="value")
+saved = variants.with_control(result.select("memory_saved"), "compression_factor", NONE, 0)
 chart = figures.lines(
     saved.assign(what=[f"{phase}, n = {n:,}" for phase, n in zip(saved["phase"], saved["n"], strict=True)]),
     "compression_factor", group="what", title="Peak memory saved", x_title="compression factor (0: none)",
@@ -138,49 +136,38 @@ figures.say(figures.provenance_line(result), origin)
 
 
 # %% tags=["remove-input"]
-def by_factor(metric: str, phase: str, scale: float = 1.0) -> pd.DataFrame:
+def by_factor(metric: str, phase: str, caption: str, scale: float = 1) -> None:
     rows = result.select(metric, phase=phase)
-    rows = rows.assign(
-        n=[f"n = {n:,}" for n in rows["n"]],
-        compression=rows["compression_factor"].map(lambda factor: str(factor or "none")),
-        **{name: rows[name] * scale for name in ("value", "low", "high")},
-    )
-    return figures.pivot(rows, "compression", "n")
+    rows = rows.assign(compression=[str(factor or "none") for factor in rows["compression_factor"]])
+    figures.table(figures.pivot(rows, "compression", "n", scale=scale), caption)
 
 
-figures.table(by_factor("time", "prefill", 1000), caption="Milliseconds to read n tokens, median and 95 % interval")
-figures.table(by_factor("relative_time", "prefill"), caption="The same relative to no compression")
-figures.table(by_factor("peak_memory", "prefill"), caption="Peak memory in MB, parameters included")
-figures.table(by_factor("memory_saved", "prefill"), caption="Share of the peak that is saved, in %")
-figures.table(by_factor("flops", "prefill", 1e-9), caption="GFLOPs (thousand millions of operations)")
+by_factor("time", "prefill", "Milliseconds to read n tokens, by n: median and 95 % interval", 1000)
+by_factor("relative_time", "prefill", "The same relative to no compression")
+by_factor("peak_memory", "prefill", "Peak memory in MB, parameters included, by n")
+by_factor("memory_saved", "prefill", "Share of the uncompressed peak that is not needed, in %")
+by_factor("flops", "prefill", "GFLOPs (thousand millions of operations), by n", 1e-9)
 figures.show_provenance(result)
 
 # %% [markdown]
 # ## Decode
 
 # %% tags=["remove-input"]
-figures.table(by_factor("time_per_token", "decode"), caption="Milliseconds a decoded token, median and 95 % interval")
-figures.table(by_factor("relative_time", "decode"), caption="The same relative to no compression")
-figures.table(by_factor("peak_memory", "decode"), caption="Peak memory in MB of the step that closes a chunk")
-figures.table(by_factor("memory_saved", "decode"), caption="Share of this peak that is saved, in %")
-figures.table(by_factor("state_size", "decode"), caption="Numbers that a layer keeps after n tokens")
+by_factor("time_per_token", "decode", "Milliseconds per decoded token after n, by n: median and 95 % interval")
+by_factor("relative_time", "decode", "The same relative to no compression")
+by_factor("peak_memory", "decode", "Peak memory in MB of the step that closes a chunk, by n")
+by_factor("memory_saved", "decode", "Share of the uncompressed peak that is not needed, in %")
+by_factor("state_size", "decode", "Numbers that a layer keeps after n tokens, by n")
 figures.show_provenance(result)
 
 # %% [markdown]
 # ## Quality
+#
+# The maps here are random, so nothing can be said about quality yet. What compression does to a converted model is
+# measured on the page about the hyperparameters of a conversion.
 
 # %% tags=["remove-input"]
-missing = result.table[result.table["status"] == "not_available"]
-figures.table(
-    missing.pivot(index="compression_factor", columns="metric", values="reason")
-    .rename_axis(columns=None)
-    .reset_index(),
-    caption="What compression does to quality",
-)
-figures.say(
-    "The maps here are random, so nothing can be said about quality yet. What compression does to a converted model is a "
-    "question of its own, for conversion/hyperparameters."
-)
+figures.say(figures.missing(result))
 
 # %% [markdown]
 # ## Reading
@@ -188,22 +175,32 @@ figures.say(
 # %% tags=["remove-input"]
 head_dim = SIZES["hidden_dim"] // SIZES["num_heads"]
 mixing = found("flops", most)["value"] / found("flops", NONE)["value"]
-shares = result.select("memory_saved", phase="prefill", compression_factor=most)
+
+
+def shares(factor: int, phase: str) -> str:
+    rows = result.select("memory_saved", phase=phase, compression_factor=factor)
+    return ", ".join(f"{figures.number(row.value)} % at n = {row.n:,}" for row in rows.itertuples())
+
+
 gains = result.select("relative_time", phase="prefill", compression_factor=most)
 faster = [f"n = {row.n:,}" for row in gains.itertuples() if row.high < 1]
 slower = [f"n = {row.n:,}" for row in gains.itertuples() if row.low > 1]
+by_phase = {
+    phase: "; ".join(f"with factor {factor} {shares(factor, phase)}" for factor in (2, 4) if factor in factors)
+    for phase in ("prefill", "decode")
+}
 figures.say(
     f"**What compression can save are states and nothing else.** At {long:,} tokens there are {long // CHUNK_SIZE:,} of "
-    f"them, of {head_dim} × {head_dim} numbers a head; hidden states, queries, keys and values stay as they are, and the "
-    f"maps are parameters more. "
-    f"So what it saves grows with the length, and no single share can be stated for a factor: with factor {most} it is "
-    f"{', '.join(f'{row.value:.1f} % at n = {row.n:,}' for row in shares.itertuples())} "
-    f"in prefill.\n\n"
+    f"them, of {head_dim} × {head_dim} numbers per head; hidden states, queries, keys and values stay as they are, and the "
+    f"maps are parameters more. So what it saves grows with the length, and no single share can be stated for a factor: "
+    f"with factor {most} it is {shares(most, 'prefill')} in prefill.\n\n"
+    f"**A good tradeoff, as the documents say of small factors?** In memory, prefill saves {by_phase['prefill']}; decoding saves "
+    f"{by_phase['decode']}. What it costs in quality is not measured yet, so one side of the trade is open.\n\n"
     f"**Time.** Factor {most} takes {figures.number(mixing)} times the operations at {long:,} tokens. It reads measurably "
     f"faster than no compression at {', '.join(faster) or 'no length'}, and measurably slower at "
     f"{', '.join(slower) or 'no length'}.\n\n"
     f"Sizes: {', '.join(f'{name} {value:,}' for name, value in SIZES.items())}, chunk_size {CHUNK_SIZE}; float32, batch of "
-    f"one, eager mode; {settings['new_tokens']} decoded tokens a sample."
+    f"one, eager mode; {settings['new_tokens']} decoded tokens per sample."
 )
 
 # %% [markdown]
