@@ -1,0 +1,1 @@
+"""All that knows notebooks: figures, tables, and the explorer of attention maps."""
