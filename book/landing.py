@@ -1,13 +1,17 @@
 """What the landing page shows of the results: cards with one number each, and a small drawing of two curves."""
 
+import html
 import math
 from collections.abc import Callable, Hashable
 
 import pandas as pd
 
-from bsbr.claims import CONVERTED, VERDICTS
-from bsbr.figures import MECHANISM_COLOURS, number
-from bsbr.results import Result, ResultError, load, only, select
+from bsbr.claims import VERDICTS
+from bsbr.show.claims import filtered
+from bsbr.show.figures import MECHANISM_COLOURS, number
+from bsbr.store import Result, ResultError, load, only, select
+
+DEFAULT = "top-16"  # what the experiments call the converter's default
 
 
 def load_if_there(experiment: str) -> Result | None:
@@ -19,8 +23,8 @@ def load_if_there(experiment: str) -> Result | None:
 
 
 def plain(rows: pd.DataFrame) -> pd.DataFrame:
-    """Those rows that are of one text in eager mode, where a table tells them apart."""
-    for factor, wanted in (("batch", 1), ("mode", "eager")):
+    """Those rows that are of one text in eager mode and of the smaller model, where a table tells them apart."""
+    for factor, wanted in (("batch", 1), ("mode", "eager"), ("size", "256x2x4")):
         if factor in rows:
             rows = rows[rows[factor] == wanted]
     return rows
@@ -45,37 +49,65 @@ def speed_cards(experiment: str, result: Result | None) -> str:
     )
 
 
-def quality_cards(experiment: str, result: Result | None) -> str:
-    """What conversion keeps of a pretrained model, with the converter's default settings, on long texts."""
-    if result is None:
-        return missing(experiment, "what a converted pretrained model keeps")
+def longest_kept(result: Result) -> tuple[pd.Series, pd.Series]:
+    """Of the default, over the longest speeches: perplexity relative to the original, and equal first choices."""
+    where: dict[str, Hashable] = {"model": "SmolLM2", "dtype": "float32", "kind": "speech", "setting": DEFAULT}
     parts = ["document", "statistic", "layer", "rank", "position", "frequency"]
-    where: dict[str, Hashable] = {
-        "model": "SmolLM2",
-        "dtype": "float32",
-        "kind": "speech",
-        "rung": CONVERTED["bsbr"]["rung"],
-    }
-    where |= dict.fromkeys((part for part in parts if part in result.table), None)
+    where |= {"documents": "all", **dict.fromkeys((part for part in parts if part in result.table), None)}
     kept = result.select("perplexity_ratio", **where).sort_values("n").iloc[-1]
-    same = only(result.table, "top_1_agreement", **where, n=kept["n"])
+    return kept, only(result.table, "top_1_agreement", **where, n=kept["n"])
+
+
+def quality_cards(experiment: str, result: Result | None) -> str:
+    """What conversion keeps of a pretrained model, with the converter's default setting, on long texts."""
+    if result is None or "setting" not in result.table:  # or measured before settings had one name in all tables
+        return missing(experiment, "what a converted pretrained model keeps")
+    kept, same = longest_kept(result)
     length = f"{int(kept['n']):,}"
     return cards(
         experiment,
-        (kept, f"{number(kept['value'])} ×", f"the original's perplexity on {length} tokens, without training"),
+        (
+            kept,
+            f"{number(kept['value'])} ×",
+            f"the original's perplexity on {length} tokens, by default, without training",
+        ),
         (same, f"{number(same['value'], 2)} %", "of its first choices for the next token stay the same"),
     )
 
 
 def conversion_speed_card(experiment: str, result: Result | None) -> str:
     """What conversion brings a pretrained model in time, on the longest text within its context."""
-    if result is None:
+    if result is None or "setting" not in result.table:
         return missing(experiment, "how much faster a converted model reads")
-    where = {"phase": "prefill", "dtype": "float32", "rung": CONVERTED["bsbr"]["rung"]}
-    gains = result.select("speedup", **where).sort_values("n")
-    gain = gains[gains["n"] <= result.provenance["parameters"]["context"]].iloc[-1]
-    label = f"as fast as the original, reading a prompt of {int(gain['n']):,} tokens"
+    gains = result.select("speedup", phase="prefill", dtype="float32", setting=DEFAULT)
+    gain = gains.sort_values("n").iloc[-1]
+    label = f"as fast as the original, converted by default, reading a prompt of {int(gain['n']):,} tokens"
     return cards(experiment, (gain, f"{number(gain['value'])} ×", label))
+
+
+def worth(speed: Result | None, gain: Result | None) -> str:
+    """Where it pays in time and where it does not, in Markdown: a model of one's own, and a converted one."""
+    said = []
+    if speed is None:
+        said.append("How fast it is has **not been measured yet**.")
+    else:
+        rows = select(plain(speed.table), "speedup", phase="prefill", mechanism="bsbr").dropna(subset="value")
+        said.append(at_lengths("Reading a text, it is", rows, "standard attention", "benchmarks/inference_time"))
+    if gain is None or "setting" not in gain.table:
+        said.append("What conversion brings a pretrained model has **not been measured yet**.")
+    else:
+        rows = gain.select("speedup", phase="prefill", dtype="float32", setting=DEFAULT).dropna(subset="value")
+        said.append(at_lengths("Converted by default, SmolLM2-135M is", rows, "it was", "conversion/speed_and_memory"))
+    return " ".join(said)
+
+
+def at_lengths(subject: str, rows: pd.DataFrame, other: str, experiment: str) -> str:
+    """How many times as fast at a short length, at 2,048 tokens and at the longest, with the page that has all."""
+    rows = rows[rows["n"].isin([512, 2048, rows["n"].max()])].sort_values("n")
+    first, *others = (f"{number(row.value, 2)} times{{}} at {int(row.n):,}" for row in rows.itertuples())
+    times = [first.format(f" as fast as {other}") + " tokens", *(one.format("") for one in others)]
+    listed = " and ".join([", ".join(times[:-1]), times[-1]]) if others else times[0]
+    return f"{subject} {listed} ([all lengths](../notebooks/{experiment}.ipynb))."
 
 
 def cards(experiment: str, *numbers: tuple[pd.Series, str, str]) -> str:
@@ -101,12 +133,13 @@ def interval(row: pd.Series) -> str:
 
 
 def verdict_bar(judged: pd.DataFrame) -> str:
-    """How many of the documents' numbers have which verdict: a bar, and a legend that leads to each in the list."""
+    """How many of the documents' claims have which verdict: a bar, and a legend that leads to each in the list."""
     counts = judged["verdict"].value_counts()
     found = [(verdict, verdict.replace(" ", "-"), int(counts[verdict])) for verdict in VERDICTS if verdict in counts]
     bar = "".join(f'<i class="{kind}" style="flex-grow:{count}"></i>' for _, kind, count in found)
     legend = "".join(
-        f'<a href="claims.html#verdict={verdict.replace(" ", "+")}"><i class="{kind}"></i><b>{count}</b> {verdict}</a>'
+        f'<a href="claims.html{html.escape(filtered(said="first", verdict=verdict))}">'
+        f'<i class="{kind}"></i><b>{count}</b> {verdict}</a>'
         for verdict, kind, count in found
     )
     return (

@@ -2,33 +2,21 @@
 
     python book/masks.py      writes book/_static/masks.svg
 
-The drawing is made from the definitions below; `tests/test_book.py` holds them against what the library's
+The drawing is made from the mechanisms' records; `tests/test_book.py` holds these against what the library's
 functions really read. Plain SVG, so that it follows the page's colours and needs nothing installed.
 """
 
+import functools
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
-How = Literal["exact", "state", "corrected", "future", ""]
-Rule = Callable[[int, int], How]  # (reading token, token read) → how, "" for not at all
+from bsbr.mechanisms import MECHANISMS, How, Mechanism
 
 N, CHUNK, WINDOW = 16, 4, 4
 STEP, GAP = 11, 1
 COLOURS = {"exact": "#0072B2", "state": "#E69F00", "corrected": "#009E73", "future": "#d1495b"}
 LEGEND = {"exact": "read exactly, by softmax", "state": "read through its chunk's state"}
-
-
-def standard(i: int, j: int) -> How:
-    """Causal softmax attention: every token up to its own."""
-    return "exact" if j <= i else ""
-
-
-def bsbr(i: int, j: int) -> How:
-    """Exact up to its own within the chunk; every earlier chunk through its state."""
-    if i // CHUNK == j // CHUNK:
-        return "exact" if j <= i else ""
-    return "state" if j // CHUNK < i // CHUNK else ""
 
 
 def original(i: int, j: int) -> How:
@@ -40,41 +28,33 @@ def original(i: int, j: int) -> How:
     return "state" if i // CHUNK == j // CHUNK else ""  # its own chunk's state, which holds its past again
 
 
-def linear(i: int, j: int) -> How:
-    """Every token up to its own, through one sum."""
-    return "state" if j <= i else ""
+@dataclass(frozen=True)
+class Panel:
+    """What one mask shows: its title, which token reads which, and whether chunks are marked."""
+
+    title: str
+    rule: Callable[[int, int], How]  # (reading token, token read) → how, "" for not at all
+    chunked: bool
 
 
-def deltanet(i: int, j: int) -> How:
-    """Every token up to its own, through one memory that each token has corrected."""
-    return "corrected" if j <= i else ""
+def drawn(mechanism: Mechanism) -> Panel:
+    size = WINDOW if "window_size" in mechanism.options else CHUNK
+    rule = functools.partial(mechanism.reads, size=size)
+    return Panel(mechanism.title, rule, "chunk_size" in mechanism.options)
 
 
-def sliding_window(i: int, j: int) -> How:
-    """The last tokens, its own among them."""
-    return "exact" if i - WINDOW < j <= i else ""
-
-
-PANELS: dict[str, tuple[str, Rule]] = {
-    "standard": ("Standard attention", standard),
-    "bsbr": ("BSBR", bsbr),
-    "original": ("The original code", original),
-    "linear": ("Linear attention", linear),
-    "deltanet": ("DeltaNet", deltanet),
-    "sliding_window": ("Sliding window", sliding_window),
-    "hopfield": ("Hopfield retrieval", standard),
-    "gau": ("Gated attention unit", bsbr),
-}
+PANELS = {name: drawn(mechanism) for name, mechanism in MECHANISMS.items()}
+PANELS["original"] = Panel("The original code", original, True)
 
 
 def panel(name: str, x: int = 0) -> str:
     """One mask as an SVG group: a row a reading token, a column a token read."""
-    title, rule = PANELS[name]
+    shown = PANELS[name]
     squares: dict[How, list[str]] = {}
     for i in range(N):
         for j in range(N):
             side = STEP - GAP
-            squares.setdefault(rule(i, j), []).append(f"M{j * STEP} {i * STEP}h{side}v{side}h-{side}z")
+            squares.setdefault(shown.rule(i, j), []).append(f"M{j * STEP} {i * STEP}h{side}v{side}h-{side}z")
     cells = "".join(
         f'<path d="{"".join(paths)}" '
         + (f'fill="{COLOURS[how]}"/>' if how else 'fill="currentColor" fill-opacity="0.07"/>')
@@ -86,8 +66,8 @@ def panel(name: str, x: int = 0) -> str:
         for k in range(CHUNK, N, CHUNK)
     )
     middle = N * STEP / 2
-    heading = f'<text x="{middle}" y="-8" text-anchor="middle" font-size="11" font-weight="600">{title}</text>'
-    return f'<g transform="translate({x},20)">{heading}{cells}{lines if rule in (bsbr, original) else ""}</g>'
+    heading = f'<text x="{middle}" y="-8" text-anchor="middle" font-size="11" font-weight="600">{shown.title}</text>'
+    return f'<g transform="translate({x},20)">{heading}{cells}{lines if shown.chunked else ""}</g>'
 
 
 def legend(entries: dict[str, str], y: int, step: int = 190) -> str:
@@ -107,7 +87,7 @@ def svg(body: str, width: int, height: int, label: str) -> str:
 
 def single(name: str) -> str:
     """One mask as a drawing of its own."""
-    return svg(panel(name), N * STEP, N * STEP + 22, f"{PANELS[name][0]}: which tokens each token reads")
+    return svg(panel(name), N * STEP, N * STEP + 22, f"{PANELS[name].title}: which tokens each token reads")
 
 
 def drawings(notes: dict[str, str], entries: dict[str, str]) -> str:

@@ -1,13 +1,30 @@
-// Explorer of attention maps: unpacks what bsbr/map_explorer.py packed, and draws the chosen layer, head and length.
+// Explorer of attention maps: unpacks what bsbr/show/map_explorer.py packed, and draws the chosen layer, head and length.
+// A layer's maps are a script of their own, loaded when the layer is chosen, from the disk too. charts.js draws.
 "use strict";
 
-const NARROW = 600; // px; below it the two maps stand one above the other
-
-async function unpack(text) {
-  const bytes = Uint8Array.from(atob(text), (letter) => letter.charCodeAt(0));
-  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+function fetched(maps, layer) {
+  const key = maps.keys[layer];
+  return new Promise((resolve, reject) => {
+    if (Charts.layers[key]) return resolve(Charts.layers[key]);
+    const script = document.createElement("script");
+    script.src = maps.files[layer];
+    script.onload = () => resolve(Charts.layers[key]);
+    script.onerror = () => reject(new Error(`${maps.files[layer]} cannot be loaded`));
+    document.head.append(script);
+  });
 }
+
+// A layer's levels, one model after the other; packed are those of the first, and of the others the difference to it.
+async function unpack(maps, layer) {
+  const packed = Uint8Array.from(atob(await fetched(maps, layer)), (letter) => letter.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("deflate"));
+  const levels = new Uint8Array(await new Response(stream).arrayBuffer());
+  const size = levels.length / maps.models.length;
+  for (let at = size; at < levels.length; at++) levels[at] += levels[at % size]; // bytes wrap around
+  return levels;
+}
+
+const triangle = (cells) => (cells * (cells + 1)) / 2;
 
 function weightInWords(level, maps) {
   if (level === 1) return `less than ${maps.floor}`;
@@ -21,10 +38,10 @@ function tokens(cell, size) {
 
 // One head's triangle of bytes as what Plotly draws: levels, and a sentence for each cell.
 function picture(maps, bytes, model, chosen) {
-  const place = (model * maps.lengths.length + chosen.length) * maps.layers.length + chosen.layer;
   const cells = maps.cells[chosen.length];
   const size = maps.lengths[chosen.length] / cells;
-  let at = maps.places[place] + (chosen.head * cells * (cells + 1)) / 2;
+  const shorter = maps.cells.slice(0, chosen.length).reduce((sum, other) => sum + triangle(other), 0);
+  let at = (model * bytes.length) / maps.models.length + maps.heads * shorter + chosen.head * triangle(cells);
   const z = [];
   const text = [];
   for (let row = 0; row < cells; row++) {
@@ -53,52 +70,53 @@ function chooser(box, label, options, chosen, change) {
   box.append(element);
 }
 
-function arrange(chart) {
-  const narrow = chart.clientWidth > 0 && chart.clientWidth < NARROW;
-  const update = narrow
-    ? { "xaxis.domain": [0, 1], "xaxis2.domain": [0, 1], "yaxis.domain": [0.56, 1], "yaxis2.domain": [0, 0.44], height: 780 }
-    : { "xaxis.domain": [0, 0.48], "xaxis2.domain": [0.52, 1], "yaxis.domain": [0, 1], "yaxis2.domain": [0, 1], height: 480 };
-  chart.layout.annotations.forEach((_, i) => {
-    update[`annotations[${i}].x`] = narrow ? 0.5 : 0.24 + 0.52 * i;
-    update[`annotations[${i}].y`] = narrow && i === 1 ? 0.44 : 1;
-  });
-  const { t, b } = chart.layout.margin;
-  update["coloraxis.colorbar.y"] = -75 / (update.height - t - b); // as far below the maps as at first
-  return Plotly.relayout(chart, update);
-}
-
-async function explore(root) {
+function explore(root) {
   const chart = root.querySelector(".plotly-graph-div");
-  const maps = JSON.parse(root.querySelector("script[type='application/json']").textContent);
+  const maps = JSON.parse(root.querySelector(".map-data").textContent);
   const note = root.querySelector(".map-note");
-  let bytes;
-  try {
-    bytes = await unpack(maps.data);
-  } catch {
-    note.textContent = "This browser cannot unpack the other layers, heads and lengths.";
-    return;
-  }
+  const said = root.querySelector("figcaption");
+  const entry = Charts.known.get(chart);
   const chosen = {
     layer: maps.layers.indexOf(maps.layer),
     head: maps.head,
     length: maps.lengths.indexOf(maps.length),
   };
+  const unpacked = new Map(); // by layer, as promises: none is loaded twice
+  let latest = 0;
 
-  function draw() {
+  async function draw() {
+    const turn = ++latest;
+    let bytes;
+    if (!unpacked.has(chosen.layer)) unpacked.set(chosen.layer, unpack(maps, chosen.layer));
+    try {
+      bytes = await unpacked.get(chosen.layer);
+    } catch {
+      unpacked.delete(chosen.layer);
+      note.textContent = "This browser cannot unpack the other layers, heads and lengths.";
+      return;
+    }
+    if (turn !== latest) return; // something else was chosen meanwhile
     const drawn = maps.models.map((_, model) => picture(maps, bytes, model, chosen));
-    const update = { hoverinfo: "all", hovertemplate: "%{text}<extra></extra>" };
-    for (const key of Object.keys(drawn[0])) update[key] = drawn.map((one) => one[key]);
     const n = maps.lengths[chosen.length];
+    entry.extra = (data, layout) => {
+      drawn.forEach((one, model) => Object.assign(data[model], one, { hoverinfo: "all", hovertemplate: "%{text}<extra></extra>" }));
+      layout.uirevision = n; // another length is another square
+      for (const axis of Object.keys(layout).filter((key) => /^[xy]axis/.test(key))) {
+        layout[axis].range = axis[0] === "x" ? [-0.5, n - 0.5] : [n - 0.5, -0.5];
+      }
+    };
     const size = n / maps.cells[chosen.length];
     const cell = size === 1 ? "a cell is one pair of tokens" : `a cell is the largest weight of ${size} × ${size} pairs`;
     note.textContent =
       `Layer ${maps.layers[chosen.layer]}, head ${chosen.head}, ${n.toLocaleString("en")} tokens: ${cell}. Empty cells have no weight.`;
-    return Plotly.restyle(chart, update, maps.models.map((_, model) => model));
-  }
-
-  function fit() {
-    const n = maps.lengths[chosen.length];
-    return Plotly.relayout(chart, { "xaxis.range": [-0.5, n - 0.5], "yaxis.range": [n - 0.5, -0.5] });
+    const share = drawn.map(({ z }, model) => {
+      const count = z.flat().filter((level) => level > 0).length;
+      return `${maps.models[model]} ${Number(((100 * count) / triangle(z.length)).toPrecision(3))} %`;
+    });
+    said.textContent =
+      `Layer ${maps.layers[chosen.layer]}, head ${chosen.head}, ${n.toLocaleString("en")} tokens. Cells that carry any weight, ` +
+      `of those up to the diagonal: ${share.slice(0, -1).join(", ")} and ${share.at(-1)}.`;
+    await Charts.draw(chart);
   }
 
   const box = document.createElement("div");
@@ -107,17 +125,9 @@ async function explore(root) {
   chooser(box, "layer", maps.layers, chosen.layer, (i) => ((chosen.layer = i), draw()));
   chooser(box, "head", heads, chosen.head, (i) => ((chosen.head = i), draw()));
   const lengths = maps.lengths.map((n) => n.toLocaleString("en") + " tokens");
-  chooser(box, "length", lengths, chosen.length, (i) => ((chosen.length = i), draw(), fit()));
+  chooser(box, "length", lengths, chosen.length, (i) => ((chosen.length = i), draw()));
   root.prepend(box);
-  await draw();
-
-  let width = 0;
-  new ResizeObserver(() => {
-    if (chart.clientWidth !== width) {
-      width = chart.clientWidth;
-      arrange(chart);
-    }
-  }).observe(chart);
+  Charts.whenSeen(chart, draw);
 }
 
 document.addEventListener("DOMContentLoaded", () => document.querySelectorAll(".map-explorer").forEach(explore));
