@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,39 +12,28 @@ from typing import Any
 import pytest
 import sphinxcontrib.katex
 import yaml
+from conftest import build
+
+from bsbr import MECHANISMS, ModelConfig
+from bsbr.store import published
 
 ROOT = Path(__file__).resolve().parent.parent
 TOC = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
 PAGES = [TOC["root"], *(chapter["file"] for part in TOC["parts"] for chapter in part["chapters"])]
-RESULTS = [page for page in PAGES if page.startswith("notebooks/")]
+RESULTS = [page for page in PAGES if page.removeprefix("notebooks/") in published()]
 SCREENS = {"desktop": (1280, 900), "phone": (390, 844)}
-BUILD_LIMIT = 180  # seconds
-
-
-def build(output: Path, **environment: str) -> Path:
-    """Build the book as `nox -s book` does, but into a folder of its own."""
-    command = [str(Path(sys.executable).with_name("jupyter-book")), "build", ".", "-W", "--nitpick", "--keep-going"]
-    command += ["--path-output", str(output)]
-    run = subprocess.run(command, cwd=ROOT, env={**os.environ, **environment}, capture_output=True, text=True)
-    assert run.returncode == 0, f"the book does not build cleanly:\n{run.stdout[-3000:]}\n{run.stderr[-3000:]}"
-    return output / "_build" / "html"
-
-
-@pytest.fixture(scope="session")
-def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The built book. BSBR_SITE may name one that is already built, to try the browser tests again quickly."""
-    if os.environ.get("BSBR_SITE"):
-        return Path(os.environ["BSBR_SITE"])
-    begin = time.perf_counter()
-    pages = build(tmp_path_factory.mktemp("book"))
-    assert time.perf_counter() - begin < BUILD_LIMIT
-    return pages
 
 
 def test_a_book_without_results_says_so(tmp_path: Path) -> None:
     pages = build(tmp_path / "book", BSBR_DATA=str(tmp_path / "data"))
     for page in ("book/index", "book/status"):
         assert "not measured yet" in (pages / f"{page}.html").read_text(encoding="utf-8").lower()
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if page.startswith("notebooks/")])
+def test_a_results_page_without_a_run_says_so(site: Path, page: str) -> None:
+    said = "Not measured yet." in (site / f"{page}.html").read_text(encoding="utf-8")
+    assert said == (page not in RESULTS)
 
 
 # -- The files ------------------------------------------------------------------------------------
@@ -98,7 +83,7 @@ def test_links_within_the_site_lead_somewhere(site: Path, page: str) -> None:
 @pytest.mark.parametrize("page", RESULTS)
 def test_a_results_page_links_to_its_notebook_and_its_table(site: Path, page: str) -> None:
     links = References(site / f"{page}.html").links
-    for name in (f"{Path(page).name}.py", f"{Path(page).name}.csv"):
+    for name in (f"{Path(page).name}.py", f"{Path(page).name}.ipynb", f"{Path(page).name}.csv"):
         assert any(link.endswith(f"/{name}") and "_downloads" in link for link in links), f"no download of {name}"
 
 
@@ -123,31 +108,25 @@ def test_the_readme_shows_the_current_drawing(masks: Any) -> None:
     assert drawn == masks.pair() + "\n", "run: python book/masks.py"
 
 
-@pytest.mark.parametrize("name", ["standard", "bsbr", "linear", "deltanet", "sliding_window", "hopfield", "gau"])
+@pytest.mark.parametrize("name", MECHANISMS)
 def test_the_drawn_masks_are_what_the_library_reads(masks: Any, name: str) -> None:
-    """Token i reads token j where output i moves with value j."""
+    """Token i reads token j where its map has a weight on it, with inputs that cancel nothing."""
     import torch
 
-    from bsbr.attention import bsbr, deltanet, gau, hopfield, linear, sliding_window, standard
+    from bsbr import mixers
+    from bsbr.studies import attention_maps
 
     torch.manual_seed(0)
-    n, chunk = masks.N, masks.CHUNK
-    q, k, v = torch.rand(3, 1, 1, n, 8, dtype=torch.float64)  # positive: gau reads nothing where a product is negative
-    meta_q, meta_k = torch.randn(2, 1, 1, n // chunk, 8, dtype=torch.float64)
-    attend: Callable[..., Any] = {
-        "standard": lambda v: standard.attend(q, k, v),
-        "bsbr": lambda v: bsbr.attend(q, k, v, meta_q, meta_k, chunk),
-        "linear": lambda v: linear.attend(q, k, v),
-        "deltanet": lambda v: deltanet.attend(q, k, v, beta=torch.full((1, 1, n), 0.5, dtype=v.dtype)),
-        "sliding_window": lambda v: sliding_window.attend(q, k, v, masks.WINDOW),
-        "hopfield": lambda v: hopfield.attend(q, k, v, num_steps=2),
-        "gau": lambda v: gau.attend(q, k, q, k, v, chunk),
-    }[name]
-    moves = torch.autograd.functional.jacobian(lambda v: attend(v)[0, 0].sum(-1), v)[:, 0, 0].abs().sum(-1)
-    rule = masks.PANELS[name][1]
-    for i in range(n):
-        for j in range(n):
-            assert bool(moves[i, j] > 0) == bool(rule(i, j)), f"token {i} reading token {j}"
+    sizes = {"hidden_dim": 8, "num_heads": 1, "key_dim": 8, "chunk_size": masks.CHUNK, "window_size": masks.WINDOW}
+    mixer = mixers.make(ModelConfig(name, **sizes)).double()
+    rotary = mixers.Rotary.at(torch.arange(masks.N)[None], mixer.rotary_dim, torch.float64)
+    with torch.inference_mode():
+        x = torch.randn(1, masks.N, 8, dtype=torch.float64)
+        weights = attention_maps.of_mixer(mixer, x, rotary, positive=True)[0, 0]
+    rule = masks.PANELS[name].rule
+    for i in range(masks.N):
+        for j in range(masks.N):
+            assert bool(weights[i, j] != 0) == bool(rule(i, j)), f"token {i} reading token {j}"
 
 
 # -- The pages in a browser -----------------------------------------------------------------------
@@ -169,9 +148,9 @@ class Visit:
         self.page.on("pageerror", lambda error: self.problems.append(str(error)))
         self.page.on("request", self._note)
         self.page.goto((site / f"{page}.html").as_uri())
-        self.page.wait_for_function(
-            "[...document.querySelectorAll('.plotly-graph-div')].every(div => div.querySelector('.main-svg'))"
-        )
+        self.page.wait_for_function("!document.querySelector('meta[http-equiv=refresh]')")  # the entry leads on
+        self.page.evaluate("document.querySelectorAll('details.fold').forEach((one) => (one.open = true))")
+        self.page.evaluate("window.Charts && Charts.all().then(() => true)")  # else they are drawn when they are seen
 
     def _note(self, request: Any) -> None:
         if not request.url.startswith(("file:", "data:", "blob:")):
@@ -317,27 +296,3 @@ def test_a_phone_opens_the_side_bar(browser: Any, site: Path) -> None:
         link = visit.page.locator("a:visible", has_text="How things are measured").first
         link.click()
         visit.page.wait_for_url("**/book/method.html")
-
-
-def test_a_reader_chooses_among_attention_maps(browser: Any, site: Path) -> None:
-    page = "notebooks/experiments/attention_maps"
-    if not (site / f"{page}.html").exists():
-        pytest.skip("the attention maps have not been published yet")
-    with Visit(browser, site, page) as visit:
-        visit.page.locator(".map-controls").wait_for(timeout=10_000)
-        explorer = visit.page.locator(".map-explorer")
-        weight = len(re.search(r'<div class="map-explorer">.*?</noscript></div>', _text(site, page), re.DOTALL)[0])  # type: ignore[index]
-        assert weight < 3e6
-        seen = [explorer.locator(".plotly-graph-div").screenshot()]
-        for choice in ("layer", "head", "length"):
-            explorer.locator(f"select[name={choice}]").select_option(index=0)
-            explorer.locator(f"select[name={choice}]").select_option(index=1)
-            visit.page.wait_for_timeout(500)
-            seen.append(explorer.locator(".plotly-graph-div").screenshot())
-        assert len(set(seen)) == len(seen)
-        assert not visit.problems
-        assert not visit.outside
-
-
-def _text(site: Path, page: str) -> str:
-    return (site / f"{page}.html").read_text(encoding="utf-8")

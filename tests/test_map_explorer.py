@@ -6,15 +6,13 @@ import base64
 import shutil
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import plotly
 import pytest
 
-from bsbr import map_explorer
-from bsbr.provenance import ROOT
+from bsbr.show import map_explorer
+from bsbr.store.provenance import ROOT
 
 LENGTHS, LAYERS, HEADS = {8: 8, 32: 16}, [0, 3], 2  # cells a side by n
 
@@ -25,7 +23,7 @@ def random_maps() -> map_explorer.Maps:
 
     def level(cells: int) -> np.ndarray:
         weights = np.tril(10.0 ** draw.uniform(-6, 0, (HEADS, cells, cells)))
-        return map_explorer.quantise(weights)
+        return map_explorer.quantise(np.where(weights < 1e-5, 0, weights))
 
     short = {layer: level(8) for layer in LAYERS}
     return map_explorer.Maps(
@@ -47,21 +45,29 @@ def test_a_weight_is_known_from_its_level_to_a_tenth() -> None:
     np.testing.assert_allclose(map_explorer.FLOOR ** (1 - share), weights, rtol=0.1)
 
 
-def test_what_is_packed_can_be_unpacked_and_equal_maps_are_kept_once() -> None:
+def test_what_is_packed_can_be_unpacked() -> None:
     maps = random_maps()
     packed = map_explorer.pack(maps)
-    data = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), dtype=np.uint8)
-    places = iter(packed["places"])
-    for name in maps.models:
+    data = np.frombuffer(zlib.decompress(base64.b64decode(packed["data"])), dtype=np.uint8).reshape(2, -1)
+    whole = np.array([data[0], data[0] + data[1]])
+    for name, levels in zip(maps.models, whole, strict=True):
+        places = iter(packed["places"])
         for n, cells in LENGTHS.items():
             for layer in LAYERS:
                 at = next(places)
                 size = cells * (cells + 1) // 2
-                found = data[at : at + HEADS * size].reshape(HEADS, size)
+                found = levels[at : at + HEADS * size].reshape(HEADS, size)
                 rows, columns = np.tril_indices(cells)
                 assert np.array_equal(found, maps.levels[name][n][layer][:, rows, columns])
-    triangles = {cells: len(LAYERS) * HEADS * cells * (cells + 1) // 2 for cells in LENGTHS.values()}
-    assert len(data) == triangles[8] + 2 * triangles[16]
+
+
+def test_a_model_that_reads_as_the_first_does_takes_no_room() -> None:
+    maps = random_maps()
+    one = {"original": maps.levels["original"]}
+    lone, twice = (
+        len(map_explorer.pack(map_explorer.Maps(levels))["data"]) for levels in (one, {**one, "copy": one["original"]})
+    )
+    assert twice < 1.1 * lone
 
 
 # -- In a browser ---------------------------------------------------------------------------------
@@ -69,17 +75,27 @@ def test_what_is_packed_can_be_unpacked_and_equal_maps_are_kept_once() -> None:
 
 @pytest.fixture(scope="module")
 def page(browser: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """The explorer alone on a page, as the site loads it."""
+    """The explorer alone on a page, as the site loads it: each layer from a file of its own."""
     folder = tmp_path_factory.mktemp("explorer")
-    shutil.copyfile(Path(plotly.__file__).parent / "package_data" / "plotly.min.js", folder / "plotly.min.js")
-    shutil.copyfile(ROOT / "book" / "_static" / "attention_maps.js", folder / "attention_maps.js")
-    markup = map_explorer.view(random_maps(), "test", layer=3, head=1, n=32)["text/html"]
-    scripts = '<script src="plotly.min.js"></script><script src="attention_maps.js" defer></script>'
-    html = f'<!doctype html><meta charset="utf-8">{scripts}<body style="width: 900px">{markup}</body>'
+    scripts = ("plotly/plotly.min.js", "charts.js", "attention_maps.js")
+    (folder / "plotly").mkdir()
+    for name in scripts:
+        shutil.copyfile(ROOT / "book" / "_static" / name, folder / name)
+
+    def write(name: str, script: str) -> str:
+        (folder / name).write_text(script, encoding="utf-8")
+        return name
+
+    whole = map_explorer.view(random_maps(), "test", layer=3, head=1, n=32)["text/html"]
+    markup = map_explorer.apart(whole, write)
+    assert len(list(folder.iterdir())) == len(scripts) + len(LAYERS)
+    loaded = "".join(f'<script src="{name}" defer></script>' for name in scripts[1:])
+    html = f'<!doctype html><meta charset="utf-8">{loaded}<body style="width: 900px">{markup}</body>'
     (folder / "page.html").write_text(html, encoding="utf-8")
     page = browser.new_page(viewport={"width": 1000, "height": 800})
     page.goto((folder / "page.html").as_uri())
-    page.locator(".map-controls").wait_for(timeout=10_000)
+    page.locator(".map-note", has_text="Layer").wait_for(timeout=10_000)
+    page.wait_for_timeout(300)
     yield page
     page.close()
 
@@ -103,6 +119,12 @@ def test_each_choice_draws_that_map(page: Any) -> None:
             below = [row[: i + 1] for i, row in enumerate(expected.tolist())]
             assert [row[: i + 1] for i, row in enumerate(found)] == below
         assert f"Layer {layer}, head {head}, {n} tokens" in page.locator(".map-note").inner_text()
+        said = page.locator("figcaption").inner_text()
+        assert said.startswith(f"Layer {layer}, head {head}, {n} tokens. Cells that carry any weight")
+        for name in maps.models:
+            cells = maps.levels[name][n][layer][head]
+            share = 100 * np.count_nonzero(cells) / len(np.tril_indices(len(cells))[0])
+            assert 0 < share < 100 and f"{name} {share:.3g} %" in said
 
 
 def test_the_picture_on_the_screen_changes(page: Any) -> None:
@@ -124,3 +146,16 @@ def test_both_maps_zoom_together(page: Any) -> None:
     choose(page, length="32 tokens")
     page.evaluate("Plotly.relayout(document.querySelector('.plotly-graph-div'), {'xaxis.range': [0, 10]})")
     assert page.evaluate("document.querySelector('.plotly-graph-div')._fullLayout.xaxis2.range") == [0, 10]
+
+
+def test_on_a_phone_the_maps_stand_one_above_the_other_and_cover_nothing(page: Any) -> None:
+    page.evaluate("document.body.style.width = '360px'")
+    page.set_viewport_size({"width": 390, "height": 800})
+    page.wait_for_timeout(500)
+    chart = page.locator(".plotly-graph-div").bounding_box()
+    drawing = page.locator(".plotly-graph-div .main-svg").first.bounding_box()
+    note = page.locator(".map-note").bounding_box()
+    assert drawing["y"] + drawing["height"] <= chart["y"] + chart["height"] + 1 <= note["y"] + 2
+    upper, lower = (page.locator(".plotly-graph-div .nsewdrag").nth(i).bounding_box() for i in (0, 1))
+    assert upper["y"] + upper["height"] < lower["y"]
+    assert drawing["width"] <= 362
