@@ -43,7 +43,7 @@ def test_a_busy_thread_uses_one_core_and_a_sleeping_one_none() -> None:
 def test_memory_that_is_touched_is_seen() -> None:
     with Monitor(interval=0.01) as before:
         time.sleep(0.05)
-    # New pages from the kernel: an allocator may give out again what an earlier test freed, and the process would not grow.
+    # New pages from the kernel: an allocator may give out what an earlier test freed, and the process would not grow.
     with mmap.mmap(-1, 200_000_000) as held:
         held.write(b"1" * len(held))
         with Monitor(interval=0.01) as after:
