@@ -137,6 +137,8 @@ def test_the_terminal_shows_drifted_numbers_alone_and_strict_has_a_code_of_its_o
     assert "Drifted: 1 that no clock touches, 0 that one does" in said
     assert "  toys/good parameters n=3: 6.00 → 7.00" in said
     assert "n=2" not in said
+    project.add("good", end=END.replace("2.0 * n", "2.0 * n + (n == 3) / 1e5"))
+    assert "  toys/good parameters n=3: 6.00000 → 6.00001" in project.run()[1]
     code, said = project.run("--strict")
     assert code == reproduce.DRIFTED
     assert "1 numbers that no clock touches have drifted" in said

@@ -113,7 +113,10 @@ def _outcome(run: Run) -> str:
 
 def _number(run: Run, row: dict) -> str:
     factors = " ".join(f"{name}={value}" for name, value in row.items() if name not in ABOUT and pd.notna(value))
-    both = [interval(row[name], row[f"{name}_low"], row[f"{name}_high"]) for name in ("published", "here")]
+    for digits in range(3, 16):  # as many as show that they differ
+        both = [interval(row[name], row[f"{name}_low"], row[f"{name}_high"], digits) for name in ("published", "here")]
+        if both[0] != both[1]:
+            break
     return f"{run.experiment} {row['metric']} {factors}: {both[0]} → {both[1]} {row['unit']}".rstrip()
 
 
