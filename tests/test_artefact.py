@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from bsbr.store import artefact as kept
+from bsbr.store import provenance
 from bsbr.store.artefact import artefact
 
 calls: list[str] = []  # what was made, in order
@@ -93,4 +98,49 @@ def test_one_that_was_stopped_goes_on_and_is_not_taken_for_whole(cache: Path) ->
     assert not any(path.name.startswith("model-") for path in cache.iterdir())
     folder = artefact("model", make_in_two_goes)
     assert {path.name for path in folder.iterdir()} == {"whole", kept.RECORD}
+    assert list(cache.iterdir()) == [folder]
+
+
+SCRIPT = """
+import sys, time
+from pathlib import Path
+from bsbr.store.artefact import artefact
+
+
+def make(folder, report, room):
+    room = Path(room)
+    with (room / "made").open("a") as made:
+        made.write(f"{sys.argv[2]}\\n")
+    (folder / "half").write_text("half")
+    (room / "begun").touch()
+    until = time.monotonic() + 60
+    while not (room / "waiting").exists() and time.monotonic() < until:
+        time.sleep(0.01)
+    (folder / "half").replace(folder / "whole")
+
+
+def report(sentence):
+    if "waiting" in sentence:
+        (Path(sys.argv[1]) / "waiting").touch()
+
+
+print(artefact("model", make, report=report, room=sys.argv[1]))
+"""
+
+
+def test_of_two_processes_one_makes_it_and_the_other_waits(tmp_path: Path, cache: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(provenance.ROOT)}
+    with subprocess.Popen([*command, "first"], env=environment, stdout=subprocess.PIPE, text=True) as first:
+        while not (tmp_path / "begun").exists() and first.poll() is None:
+            time.sleep(0.01)
+        second = subprocess.run([*command, "second"], env=environment, capture_output=True, text=True, timeout=120)
+        said, _ = first.communicate(timeout=120)
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    assert said == second.stdout and (tmp_path / "waiting").exists()
+    assert (tmp_path / "made").read_text() == "first\n"
+    folder = Path(said.strip())
+    assert kept.is_whole(folder) and {path.name for path in folder.iterdir()} == {"whole", kept.RECORD}
     assert list(cache.iterdir()) == [folder]

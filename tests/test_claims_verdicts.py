@@ -137,7 +137,7 @@ def test_the_recommended_chunk_is_near_the_best_in_all_or_it_is_not() -> None:
 
     def with_times(**times: float) -> str:
         cost = [timed("time", t, phase="prefill", n=4096, chunk_size=int(b[1:])) for b, t in times.items()]
-        quality = [timed("perplexity", 20, chunk_size=b) for b in (64, 128)]
+        quality = [timed("perplexity", 20, n=2048, chunk_size=b) for b in (64, 128)]
         return str(one(claims.judge(made_up("experiments/chunk_size", *cost, *quality)), claim)["verdict"])
 
     assert with_times(b64=1.0, b128=0.95, b256=1.2) == "confirmed"
@@ -281,9 +281,9 @@ def test_accuracy_is_judged_in_points_against_standard_attention() -> None:
 
 def test_what_ran_out_of_memory_or_is_to_come_says_so() -> None:
     rows = [
-        row("accuracy", None, status="not_available", reason="not measured yet: needs training", chunk_size=64),
-        row("accuracy", None, status="out_of_memory", reason="too large", chunk_size=128),
-        row("accuracy", 90.0, chunk_size=32),
+        row("accuracy", None, status="not_available", reason="not measured yet: needs training", n=2048, chunk_size=64),
+        row("accuracy", None, status="out_of_memory", reason="too large", n=2048, chunk_size=128),
+        row("accuracy", 90.0, n=2048, chunk_size=32),
     ]
     judged = (
         claims.judge(made_up("experiments/chunk_size", *rows)).query("quantity == 'accuracy'").set_index("conditions")

@@ -52,6 +52,18 @@ def test_what_a_record_says_is_text_on_a_page() -> None:
     assert "with uncommitted changes" in line
 
 
+@pytest.mark.parametrize(
+    ("cores", "threads", "said"),
+    [(2, 2, "2 cores, 2 threads"), (2, 1, "2 cores, 1 thread"), (1, None, "1 core, 1 thread")],
+)
+def test_one_thread_is_no_threads(cores: int, threads: int | None, said: str) -> None:
+    machine = {"cpu": "a processor", "cores": cores, "threads": threads, "gpu": None}
+    group = {"commit": "", "clean": True, "packages": {}, "machine": machine}
+    record = {"ended": "2026-01-01", "measured": [group]}
+    line = figures.provenance_line(Result("group/name", "cpu", "full", pd.DataFrame(), record, Path("name.csv")))
+    assert f"no commit on a processor, {said};" in line
+
+
 def test_a_table_can_be_shown_in_another_unit() -> None:
     rows = pd.DataFrame(
         [row("time", 0.002, low=0.001, high=0.003, interval="order statistics", samples=9, n=1, size=8)]
@@ -65,6 +77,7 @@ def test_what_a_table_keeps_a_place_for_is_told_with_the_reason() -> None:
         row("accuracy", None, status="not_available", reason="not measured yet: another will", size=size)
         for size in (1, 2)
     ]
+    rows.append(row("accuracy", None, status="not_available", reason="not measured: too long", size=3))
     rows.append(row("density", None, status="not_available", reason="there is one chunk", size=1))
     result = Result("experiments/a", "cpu", "full", tidy(pd.DataFrame(rows)), {}, Path("a.csv"))
-    assert figures.missing(result) == "- Accuracy: not measured yet: another will."
+    assert figures.missing(result) == "- Accuracy: not measured yet: another will.\n- Accuracy: not measured: too long."

@@ -203,6 +203,27 @@ def test_a_changed_source_is_measured_again_and_a_missing_one_is_named(data_fold
         meter.run(sources=[source])
 
 
+def test_what_comes_later_may_depend_on_more_and_what_was_timed_before_is_kept(data_folder: Path) -> None:
+    meter, source = Meter(), data_folder / "speech.txt"
+
+    def measure(n: int) -> list[dict[str, Any]]:
+        meter.calls.append(n)
+        return _constant(n)
+
+    for steps, text in ((1, "one"), (1, "one"), (2, "one"), (2, "two")):
+        source.write_text(text)
+        sweep = meter.sweep()
+        sweep.measure([{"n": 64}], measure, machine_bound=True)
+        sweep.extend(parameters={"steps": steps}, sources=[source])
+        table = sweep.measure([{"n": 128}], measure, machine_bound=True)
+    assert meter.calls == [64, 128, 128, 128]
+    record = sweep.publish(table).provenance
+    assert record["parameters"] == {"a": 1, "steps": 2}
+    assert list(record["sources"].values()) == [provenance.sha256("two")]
+    with pytest.raises(ValueError, match="parameters must have new names, but steps is there already"):
+        sweep.extend(parameters={"steps": 1})
+
+
 def test_fresh_forgets_what_was_kept_and_goes_on_when_interrupted(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = (f"2026-01-01T00:00:{second:02d}+00:00" for second in range(60))
     monkeypatch.setattr(cells, "now", lambda: next(moments))

@@ -129,7 +129,11 @@ def _ends(number: Estimate) -> tuple[float, float]:
 def _name(part: Part) -> str:
     """A part in a few words: its metric, and what tells it from the others."""
     shown = [f"{name}={value}" for name, value in part.where.items() if name in ("n", "task", "epochs")]
-    change = [str(value) for value in (part.over or part.minus or {}).values() if value not in ("", ANY)]
+    change = [
+        value if isinstance(value, str) else f"{name}={value}"
+        for name, value in (part.over or part.minus or {}).items()
+        if value not in ("", ANY)
+    ]
     shown += [f"{'over that of' if part.over else 'less that of'} {', '.join(change)}"] if change else []
     shown += [f"along {part.along}"] if part.along else []
     return " ".join([title(part.metric), *shown])

@@ -385,13 +385,13 @@ def table(frame: pd.DataFrame, caption: str = "", digits: int = 3) -> None:
 
 
 def missing(result: Result) -> str:
-    """A Markdown list of the metrics for which a table only keeps the place, with the reason."""
+    """A Markdown list of the metrics of which a table keeps the place of numbers that it has not, with each reason."""
     rows = result.table[
-        (result.table["status"] == "not_available") & result.table["reason"].str.startswith("not measured yet")
+        (result.table["status"] == "not_available") & result.table["reason"].str.startswith("not measured")
     ]
     return "\n".join(
-        f"- {metric(str(name)).title}: {reason}."
-        for name, reason in rows.groupby("metric", sort=False)["reason"].first().items()
+        f"- {metric(str(one.metric)).title}: {one.reason}."
+        for one in rows.drop_duplicates(["metric", "reason"]).itertuples()
     )
 
 
@@ -459,7 +459,12 @@ def _commit(group: Mapping[str, Any]) -> str:
 def _processor(target: str, machine: Mapping[str, Any]) -> str:
     if target == "gpu" and machine["gpu"]:
         return literal(machine["gpu"])
-    return literal(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads'] or 1} threads")
+    counts = [_count(machine["cores"], "core"), _count(machine["threads"] or 1, "thread")]
+    return literal(", ".join([machine["cpu"], *counts]))
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _listed(names: Iterable[str]) -> str:

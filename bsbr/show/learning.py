@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -24,7 +25,7 @@ COSTS = {
 }
 SCALES = {"parameters": 1e-6, "flops": 1e-9, "state_bytes": 1e-3}
 COMMON_NOUNS = ("Standard", "Linear", "Sliding", "Gated")  # a title begins with a capital; a name keeps it
-NOT_COMPARED = "This profile trains a part of the grid and no fresh seeds: nothing is compared, as the full one does."
+NOT_COMPARED = "This profile trains little of what the full one does, and no fresh seeds: nothing is compared."
 
 
 def is_compared(result: Result) -> bool:
@@ -156,6 +157,70 @@ def grid(result: Result, seed: int, title: str, *, factor: str = "mechanism", **
     rows = runs(result, "validation_loss")
     rows = _at(rows[rows["seed"] == seed], [factor, "learning_rate", "seed"], where)
     return figures.lines(rows, "learning_rate", group=factor, title=title, x_title="learning rate", log_x=True)
+
+
+def short_run(result: Result) -> str:
+    """One sentence: what the run of few steps came to, which every profile repeats; nothing where there is none."""
+    if "steps" not in result.table:
+        return ""
+    rows = runs(result, "validation_loss")
+    found = [
+        f"{name_of(one.mechanism)}, {one.steps} steps at a learning rate of {one.learning_rate:g}: validation loss "
+        f"{figures.number(one.value)} nats"
+        for one in rows[rows["steps"].notna()].itertuples()
+    ]
+    return f"One short run, which the quick profile repeats: {_listed(found)}." if found else ""
+
+
+def by_setting(result: Result, factor: str, title: Callable[[int], str]) -> Result:
+    """The rows of trained models, all of them named in one column, `model`, whether by a setting or by a mechanism.
+
+    What is timed, which has a phase, is left out.
+
+    Args:
+        factor: the setting, a column of numbers that is empty for other mechanisms.
+        title: what a value of it is called.
+    """
+    rows = result.table
+    if "phase" in rows:
+        rows = rows[rows["phase"].isna()].drop(columns="phase")
+    names = [
+        mechanism if pd.isna(value) else title(int(value))
+        for mechanism, value in zip(rows["mechanism"], rows[factor], strict=True)
+    ]
+    return replace(result, table=rows.drop(columns=["mechanism", factor]).assign(model=names))
+
+
+def predicting(
+    trained: Result, seed: int, *, than: str, against: Hashable, beaten: Iterable[str], **where: Any
+) -> None:
+    """Display how well models of several settings predict text: a table, who differs from whom, and the grid.
+
+    Args:
+        trained: what `by_setting` returns.
+        seed: of the grid's runs.
+        than: the setting that the others are held against beside standard attention, by its name.
+        against: the same by its value.
+        beaten: what needs no model.
+        where: the other factors of the rows, such as n.
+    """
+    qualities = {
+        "perplexity": "perplexity",
+        "perplexity_gain": "standard's over this",
+        "accuracy": "told right (%)",
+        "accuracy_difference": "less standard's (points)",
+    }
+    table(trained, qualities, "Each trained and read alike", factor="model", **where)
+    models = list(_rows(trained, "parameters", "model", where)["model"])
+    said = []
+    for difference, words in {"perplexity_gain": "Perplexity", "accuracy_difference": "Tokens told right"}.items():
+        to_standard = differing(trained, difference, factor="model", **where)
+        to_other = differing(trained, difference, factor="model", than=than, against=against, **where)
+        said.append(f"**{words}.** {to_standard} {to_other}")
+    said += [beating(trained, "perplexity", one, factor="model", less=True, models=models, **where) for one in beaten]
+    figures.say(" ".join(said))
+    figures.show(grid(trained, seed, "Validation loss by learning rate", factor="model", **where), "grid")
+    figures.show_provenance(trained)
 
 
 def _rows(result: Result, metric: str, factor: str, where: Mapping[str, Hashable]) -> pd.DataFrame:

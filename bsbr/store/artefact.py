@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bsbr.store import fingerprint, provenance
+from bsbr.store import fingerprint, lock, provenance
 from bsbr.store.files import write_whole
 
 RECORD = "artefact.json"  # in the folder: the SHA-256 of each other file
@@ -30,7 +30,8 @@ def artefact(
 
     It is found again as long as the code that `make` reaches, the settings, the sources and the packages are the same;
     with others it is made anew, beside the old one. Nobody finds half of it: it is filled under another name and put in
-    place by one rename. A folder whose files are not those that were made is made anew.
+    place by one rename. A folder whose files are not those that were made is made anew. Of several processes that want
+    one at once, one makes it and the others wait.
 
     Args:
         name: what the folder's name begins with.
@@ -46,14 +47,16 @@ def artefact(
     folder = folder_of(name, make, sources=sources, **settings)
     if is_whole(folder):
         return folder
-    partial = folder.with_name(f".{folder.name}.making")
-    partial.mkdir(parents=True, exist_ok=True)
-    make(partial, report, **settings)
-    write_whole(partial / RECORD, json.dumps(_hashes(partial), indent=2) + "\n")
-    if not is_whole(folder):  # another run may have been there first
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(partial, folder)
-    shutil.rmtree(partial, ignore_errors=True)
+    alone = folder.with_name(f".{folder.name}.lock")
+    with lock.held(alone, f"the making of {name}", lambda sentence: report(f"{sentence}: waiting for its end.")):
+        if not is_whole(folder):  # which another process may have made meanwhile
+            partial = folder.with_name(f".{folder.name}.making")
+            partial.mkdir(parents=True, exist_ok=True)
+            make(partial, report, **settings)
+            write_whole(partial / RECORD, json.dumps(_hashes(partial), indent=2) + "\n")
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(partial, folder)
+        alone.unlink(missing_ok=True)  # whoever waits for it finds the folder there
     return folder
 
 

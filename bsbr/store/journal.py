@@ -82,6 +82,30 @@ class Sweep:
         self.rows: list[list[list[list[Row]]]] = []  # of each call so far, by part and cell
         self.oldest = _fresh_since(self.journal)
 
+    def extend(self, *, parameters: dict[str, Any], sources: Sequence[Path] = ()) -> None:
+        """Have the cells from here on depend on further parameters and sources; the record names them too.
+
+        Cells before keep their keys: what is timed need not be timed anew because something is trained beside it.
+
+        Args:
+            parameters: settings, by names that there are none of yet.
+            sources: files or folders read.
+
+        Raises:
+            ValueError: there is a parameter of that name.
+
+        Examples:
+            >>> from bsbr.store import Sweep
+            >>> sweep = Sweep("examples/sweep", target="cpu", profile="tiny", parameters={"batch": 1})
+            >>> sweep.extend(parameters={"steps": 100})
+            >>> sweep.parameters
+            {'batch': 1, 'steps': 100}
+        """
+        if twice := sorted(parameters.keys() & self.parameters.keys()):
+            raise ValueError(f"parameters must have new names, but {', '.join(twice)} is there already; rename it")
+        self.parameters = {**self.parameters, **parameters}
+        self.sources = {**self.sources, **provenance.hash_sources(sources)}
+
     def measure(
         self,
         cells: Iterable[Row],

@@ -54,7 +54,7 @@ from bsbr.measure import machine
 from bsbr.show import learning as shown
 from bsbr.sources.pins import pin_path
 from bsbr.store import Sweep
-from bsbr.studies import classifying, learning
+from bsbr.studies import classifying, learning, short_runs
 from bsbr.studies.classifying import BASELINES, CORPORA
 from bsbr.training.tasks import Classification
 from bsbr.training.tokens import encoded
@@ -66,6 +66,7 @@ PROFILES = {
 }
 settings, plan = PROFILES[profile], classifying.PLANS[profile]
 plans = {"genres": plan, "groups": replace(plan, steps=plan.steps // 2)}
+SHORT = {"rate": 1e-3, "steps": 2 if profile == "tiny" else 24}
 tasks = {task: [Classification(CORPORA[task], n) for n in lengths] for task, lengths in settings.items()}
 QUALITIES = {"accuracy": "accuracy (%)", "macro_f1": "macro F1 (%)"}
 
@@ -98,11 +99,15 @@ sweep = Sweep(
 )
 cells = [{"mechanism": name, "task": task, "n": one.n} for task in tasks for one in tasks[task] for name in BASELINES]
 tables = [sweep.measure(cells, beaten, machine_bound=False)]
-for task, lengths in tasks.items():
+easiest = tasks["genres"][0]
+short = classifying.contest(plan, easiest)
+device = machine.device(target).type
+tables.append(short_runs.hold(sweep, short, "bsbr", **SHORT, device=device, task="genres", n=easiest.n))
+for task, lengths in tasks.items() if plan.seeds else ():
     rates = None
     for one in lengths:
         contest = classifying.contest(plans[task], one, chosen=rates)
-        tables.append(learning.hold(sweep, contest, device=machine.device(target).type, task=task, n=one.n))
+        tables.append(learning.hold(sweep, contest, device=device, task=task, n=one.n))
         rates = rates or learning.chosen(tables[-1], "mechanism")
 result = sweep.publish(pd.concat(tables, ignore_index=True))
 
@@ -213,7 +218,7 @@ figures.show_provenance(result)
 
 # %% tags=["remove-input"]
 for task, lengths_of in settings.items():
-    if lengths_of and len(plan.rates) > 1:
+    if compared and lengths_of and len(plan.rates) > 1:
         chart = shown.grid(
             result,
             seed=0,
@@ -222,8 +227,7 @@ for task, lengths_of in settings.items():
             n=lengths_of[0],
         )
         figures.show(chart, f"grid-{task}")
-if len(plan.rates) == 1:
-    figures.say(f"This profile has one learning rate, {plan.rates[0]:g}.")
+figures.say(shown.short_run(result))
 figures.show_provenance(result)
 
 # %% [markdown]

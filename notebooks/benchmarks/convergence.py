@@ -46,7 +46,7 @@ from bsbr import MECHANISMS, ModelConfig, sources
 from bsbr.measure import machine
 from bsbr.show import learning as shown
 from bsbr.store import Sweep
-from bsbr.studies import convergence, learning
+from bsbr.studies import convergence, learning, short_runs
 from bsbr.training import Settings
 from bsbr.training.tasks import Windows, corpus_windows
 
@@ -54,15 +54,15 @@ CORPUS = "brown"
 PROFILES = {
     "tiny": {
         "n": 64, "hidden_dim": 32, "ff_dim": 64, "num_heads": 2, "windows": 8, "validation_windows": 4, "batch": 4,
-        "epochs": 4, "mechanisms": ["standard", "bsbr"], "rates": [3e-3], "seeds": [1, 2, 3],
+        "epochs": 4, "mechanisms": ["standard", "bsbr"], "rates": [3e-3], "seeds": [1, 2, 3], "short_steps": 2,
     },
-    "quick": {"mechanisms": ["bsbr"], "rates": [1.5e-3], "seeds": []},
+    "quick": {"seeds": []},
     "full": {},
 }  # fmt: skip
 settings = {
     "n": 256, "hidden_dim": 128, "num_layers": 2, "num_heads": 4, "ff_dim": 256, "windows": 256,
     "validation_windows": 48, "batch": 4, "epochs": 8, "looks": 2, "mechanisms": list(MECHANISMS),
-    "rates": [5e-4, 1.5e-3, 4.5e-3], "seeds": [1, 2, 3, 4, 5], **PROFILES[profile],
+    "rates": [5e-4, 1.5e-3, 4.5e-3], "seeds": [1, 2, 3, 4, 5], "short_rate": 1.5e-3, "short_steps": 64, **PROFILES[profile],
 }  # fmt: skip
 n, steps_an_epoch = settings["n"], settings["windows"] // settings["batch"]
 sizes = {name: settings[name] for name in ("hidden_dim", "num_layers", "num_heads", "ff_dim")}
@@ -98,7 +98,12 @@ sweep = Sweep(
     parameters={**sizes, "chunk_size": chunk, "window_size": chunk, "corpus": CORPUS, "near": convergence.NEAR},
     sources=[sources.pin_path(CORPUS)],
 )
-result = sweep.publish(learning.hold(sweep, contest, device=machine.device(target).type))
+device = machine.device(target).type
+of_few_steps = {"rate": settings["short_rate"], "steps": settings["short_steps"], "device": device}
+tables = [short_runs.hold(sweep, contest, "bsbr", **of_few_steps)]
+if contest.seeds:
+    tables.append(learning.hold(sweep, contest, device=device))
+result = sweep.publish(pd.concat(tables, ignore_index=True))
 
 
 # %% tags=["remove-input"]
@@ -143,7 +148,7 @@ if shown.is_compared(result):
     draw("validation_loss", "tokens", "Validation loss by tokens read", "tokens", main_chart)
 else:
     figures.say(shown.NOT_COMPARED, answer)
-    figures.show(shown.grid(result, training.seed, "Validation loss by learning rate"), "grid-only", main_chart)
+    figures.say(shown.short_run(result), main_chart)
 figures.say(claims.line(result), stated)
 figures.say(figures.provenance_line(result), origin)
 
@@ -165,17 +170,17 @@ else:
 # ## What each comes to, and what it costs
 
 # %% tags=["remove-input"]
-shown.table(
-    result,
-    {
+if shown.is_compared(result):
+    qualities = {
         "epochs_to_converge": "epochs to converge",
         "final_loss": "final loss (nats)",
         "loss_difference": "against standard (nats)",
         "accuracy": "accuracy (%)",
         "accuracy_difference": "against standard (points)",
-    },
-    "Means over fresh seeds with 95 % intervals; differences are paired by seed",
-)
+    }
+    shown.table(result, qualities, "Means over fresh seeds with 95 % intervals; differences are paired by seed")
+else:
+    figures.say(shown.NOT_COMPARED)
 figures.show_provenance(result)
 
 # %% [markdown]
@@ -185,17 +190,18 @@ figures.show_provenance(result)
 # gradient is the largest of a run before clipping; it is mostly that of the first steps.
 
 # %% tags=["remove-input"]
-figures.show(shown.grid(result, training.seed, "Validation loss at the end, by learning rate"), "grid")
-shown.table(
-    result,
-    {"largest_gradient": "largest gradient norm", "diverged_runs": "diverged at the chosen rate (%)"},
-    "Stability: means over fresh seeds, and the share of runs that diverged",
-)
 if shown.is_compared(result):
+    figures.show(shown.grid(result, training.seed, "Validation loss at the end, by learning rate"), "grid")
+    shown.table(
+        result,
+        {"largest_gradient": "largest gradient norm", "diverged_runs": "diverged at the chosen rate (%)"},
+        "Stability: means over fresh seeds, and the share of runs that diverged",
+    )
     figures.table(
         figures.pivot(result.select("diverged_runs", learning_rate="all"), "mechanism", "learning_rate"),
         "Share of all runs that diverged, grid and seeds together, in %",
     )
+figures.say(shown.short_run(result))
 figures.show_provenance(result)
 
 # %% [markdown]

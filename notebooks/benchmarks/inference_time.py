@@ -66,7 +66,7 @@ import functools
 import pandas as pd
 import torch
 
-from bsbr import MECHANISMS, TransformerLM
+from bsbr import MECHANISMS, TransformerLM, stats
 from bsbr.measure import machine, speed
 from bsbr.store import Sweep, row
 from bsbr.studies import passes, scaling, tasks
@@ -79,6 +79,7 @@ SIZES = {
 COMMON = {"chunk_size": 128, "window_size": 128}
 EVERY, UNFUSED = list(MECHANISMS), passes.UNFUSED
 PRECISION = 0.05  # of the median: the width of interval that the number of rounds aims at
+LEAST = stats.METHODS["order statistics"].least  # rounds, for a median to have an interval
 PROFILES = {
     "tiny": {
         "longest": 256, "large": [64], "control_n": 64, "new_tokens": 4, "seconds": 0.1, "min_rounds": 7,
@@ -86,8 +87,8 @@ PROFILES = {
         "ranges": [(64, 256)],
     },
     "quick": {
-        "longest": 4096, "large": [1024], "control_n": 1024, "new_tokens": 50, "seconds": 3, "min_rounds": 7,
-        "longest_call": 6, "batch": 8, "batched": [256, 1024], "compiled": {512: ["standard", "bsbr"]},
+        "longest": 4096, "decoded": [64, 4096], "large": [256], "control_n": 1024, "new_tokens": 50, "seconds": 1,
+        "min_rounds": LEAST, "longest_call": 6, "batch": 8, "batched": [256], "compiled": {512: ["bsbr"]},
         "longest_compile": 60, "ranges": [(64, 1024), (1024, 4096)],
     },
     "full": {
@@ -181,7 +182,7 @@ SINGLE, BATCHED = {"batch": 1, "mode": "eager"}, {"batch": settings["batch"], "m
 ONE = {"size": MAIN}
 control = [{**ONE, "phase": "control", "n": settings["control_n"], **SINGLE, "repeat": repeat} for repeat in (1, 2, 3)]
 prefill = [{**ONE, "phase": "prefill", "n": n, **SINGLE} for n in lengths]
-decode = [{**ONE, "phase": "decode", "n": n, **SINGLE} for n in lengths]
+decode = [{**ONE, "phase": "decode", "n": n, **SINGLE} for n in settings.get("decoded", lengths)]
 batches = [{**ONE, "phase": phase, "n": n, **BATCHED} for phase in ("prefill", "decode") for n in settings["batched"]]
 large = [{"size": LARGE, "phase": "prefill", "n": n, **SINGLE} for n in settings["large"]]
 compiled = [{**ONE, "phase": "prefill", "n": n, "batch": 1, "mode": "compiled"} for n in settings["compiled"]]

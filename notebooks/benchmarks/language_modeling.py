@@ -47,7 +47,7 @@ from bsbr import MECHANISMS, ModelConfig, sources
 from bsbr.measure import machine
 from bsbr.show import learning as shown
 from bsbr.store import Sweep
-from bsbr.studies import learning, prediction
+from bsbr.studies import learning, prediction, short_runs
 from bsbr.training import Settings
 from bsbr.training.tasks import corpus_windows
 
@@ -59,15 +59,16 @@ PROFILES = {
     "tiny": {
         "lengths": [64, 128], "far": 256, "hidden_dim": 32, "ff_dim": 64, "num_heads": 2, "key_dim": 16, "tokens_a_step": 256,
         "steps": 6, "test_tokens": 512, "far_tokens": 512, "validation_tokens": 512, "mechanisms": ["standard", "gau"],
-        "rates": [3e-3],
+        "rates": [3e-3], "short": "gau", "short_steps": 2,
     },
-    "quick": {"mechanisms": ["bsbr"], "rates": [1.5e-3], "seeds": []},
+    "quick": {"seeds": []},
     "full": {},
 }  # fmt: skip
 settings = {
     "lengths": [512, 1024, 2048], "far": 4096, "hidden_dim": 128, "num_layers": 2, "num_heads": 4, "ff_dim": 256,
     "key_dim": 64, "tokens_a_step": 2048, "steps": 480, "test_tokens": 2**16, "far_tokens": 2**15, "validation_tokens": 2**15,
-    "mechanisms": list(MECHANISMS), "rates": [5e-4, 1.5e-3, 4.5e-3], "seeds": [1, 2, 3], **PROFILES[profile],
+    "mechanisms": list(MECHANISMS), "rates": [5e-4, 1.5e-3, 4.5e-3], "seeds": [1, 2, 3], "short": "bsbr", "short_rate": 1.5e-3,
+    "short_steps": 48, **PROFILES[profile],
 }  # fmt: skip
 lengths, seeds = settings["lengths"], tuple(settings["seeds"])
 shortest, longest = lengths[0], lengths[-1]
@@ -111,16 +112,19 @@ sweep = Sweep(
     sources=[sources.pin_path(name) for name in CORPORA],
 )
 device = machine.device(target).type
-tables = [learning.hold(sweep, contest(shortest, None, models(shortest), far=True), device=device, n=shortest)]
+whole = contest(shortest, None, models(shortest), far=True)
+of_few_steps = {"rate": settings["short_rate"], "steps": settings["short_steps"], "device": device}
+tables = [short_runs.hold(sweep, whole, settings["short"], n=shortest, **of_few_steps)]
 if seeds:
-    rates = learning.chosen(tables[0], "mechanism")
+    tables.append(learning.hold(sweep, whole, device=device, n=shortest))
+    rates = learning.chosen(tables[-1], "mechanism")
     for n in lengths[1:]:
         tables.append(learning.hold(sweep, contest(n, rates, models(n), far=False), device=device, n=n))
     vocabulary = {"vocab_size": corpus_windows(shortest, CORPORA).vocab_size}
-    whole = {name: ModelConfig(**{**asdict(one), **vocabulary}) for name, one in models(shortest).items()}
-    wanted = learning.parameters(whole["standard"])
-    larger = [name for name, one in whole.items() if learning.parameters(one) > MORE * wanted]
-    narrow = {name: learning.with_parameters(whole[name], wanted) for name in ["standard", *larger]}
+    configs = {name: ModelConfig(**{**asdict(one), **vocabulary}) for name, one in models(shortest).items()}
+    wanted = learning.parameters(configs["standard"])
+    larger = [name for name, one in configs.items() if learning.parameters(one) > MORE * wanted]
+    narrow = {name: learning.with_parameters(configs[name], wanted) for name in ["standard", *larger]}
     equal = contest(shortest, rates, narrow, far=False)
     tables.append(learning.hold(sweep, equal, device=device, n=shortest, sizes=EQUAL))
     counted = []
@@ -157,8 +161,7 @@ if compared:
     figures.show(chart, "perplexity", main_chart)
 else:
     figures.say(shown.NOT_COMPARED, answer)
-    chart = shown.grid(result, training(shortest).seed, "Validation loss by learning rate", n=shortest)
-    figures.show(chart, "grid-only", main_chart)
+    figures.say(shown.short_run(result), main_chart)
 figures.say(claims.line(result), stated)
 figures.say(figures.provenance_line(result), origin)
 
@@ -250,8 +253,10 @@ else:
 # ## Learning rates
 
 # %% tags=["remove-input"]
-chart = shown.grid(result, training(shortest).seed, "Validation loss by learning rate", n=shortest)
-figures.show(chart, "grid")
+if compared:
+    chart = shown.grid(result, training(shortest).seed, "Validation loss by learning rate", n=shortest)
+    figures.show(chart, "grid")
+figures.say(shown.short_run(result))
 figures.show_provenance(result)
 
 # %% [markdown]

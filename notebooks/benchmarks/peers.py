@@ -44,7 +44,7 @@ import pandas as pd
 import torch
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-from bsbr import sources
+from bsbr import sources, stats
 from bsbr.attention import bsbr as block_retrieval
 from bsbr.attention import sliding_window, standard
 from bsbr.measure import machine, memory, speed
@@ -73,10 +73,10 @@ PROFILES = {
     },
     "quick": {
         "lengths": {MAIN: [256, 512, 1024], LARGE: []}, "prompts": {MAIN: [256]}, "new_tokens": 16,
-        "read": {MAIN: [256, 512, 1024], LARGE: [1024]}, "trained": {MAIN: [256, 512, 1024], LARGE: [1024]},
-        "resident": {MAIN: [1024]},
-        "influence": [(512, 200), (512, 384)], "kernels": [1024], "seconds": 3, "min_rounds": 7, "longest_call": 5,
-        "longest_compile": 60, "ranges": [(256, 1024)],
+        "read": {MAIN: [256, 512, 1024]}, "trained": {MAIN: [256, 512, 1024]}, "resident": {MAIN: [1024]},
+        "influence": [(512, 200), (512, 384)], "kernels": [1024], "seconds": 1,
+        "min_rounds": stats.METHODS["order statistics"].least, "longest_call": 5, "longest_compile": 0,
+        "ranges": [(256, 1024)],
     },
     "full": {
         "lengths": {size: [64 * 2**i for i in range(7)] for size in SIZES},

@@ -57,7 +57,7 @@ import pandas as pd
 from bsbr import MECHANISMS, ModelConfig, sources
 from bsbr.measure import machine
 from bsbr.store import NUMBERS, Sweep, only
-from bsbr.studies import answers
+from bsbr.studies import answers, short_runs
 from bsbr.studies.learning import Contest, costs, hold
 from bsbr.training import Settings
 from bsbr.training.tasks import Questions, Stages
@@ -68,12 +68,13 @@ FACTS = {"people": 4, "kinds": 1, "forms": 1}
 STAGES = [(2, 140, 500), (4, 240, 250), (4, 512, 50), (4, 1024, 20), (4, 2048, 8)]  # people, n, steps
 START = 4  # first weights so many times the usual ones
 GRID_SEED = 0
+SHORT = {"rate": 2e-3, "steps": 2 if profile == "tiny" else 48}
 PROFILES = {
     "tiny": {
         "stages": [(2, 140, 2), (4, 240, 1)], "lengths": [256], "batch": 2, "rates": (2e-3,), "seeds": (1,), "rows": 4,
         "training_rows": 20, "evaluate_rows": 4, "mechanisms": 2,
     },
-    "quick": {"mechanisms": 1, "rates": (2e-3,), "seeds": ()},
+    "quick": {"mechanisms": 2, "seeds": ()},
     "full": {},
 }  # fmt: skip
 settings = {
@@ -86,7 +87,7 @@ shortest, longest = lengths[0], lengths[-1]
 ENDS = tuple(end for end in (64, 128, 256, 512, 1024, 2048) if end <= longest)
 mechanisms = list(MECHANISMS)[: settings["mechanisms"]]
 device = str(machine.device(target))
-whole = bool(settings["seeds"])  # else a part of the grid alone is trained
+whole = bool(settings["seeds"])  # else a short run alone is trained
 
 # %% [markdown]
 # ## Measuring
@@ -131,7 +132,8 @@ sweep = Sweep(
     sources=[sources.pin_path(corpus) for corpus in CORPORA],
 )
 tables = [
-    hold(sweep, contest, device=device),
+    short_runs.hold(sweep, contest, "bsbr", **SHORT, device=device),
+    *([hold(sweep, contest, device=device)] if whole else []),
     sweep.measure([{"n": n} for n in lengths], guess, machine_bound=False),
     sweep.measure([{"mechanism": name, "n": n} for name in models for n in lengths], cost, machine_bound=False),
 ]
@@ -155,14 +157,8 @@ def trivial(n: int) -> str:
 
 
 if not whole:
-    tried = learning.runs(result, "validation_accuracy")
-    found = [f"{learning.name_of(row.mechanism)} {figures.number(row.value)} %" for row in tried.itertuples()]
-    figures.say(
-        f"**Tokens of the answers told right on validation texts of {shortest} tokens, one run each: "
-        f"{', '.join(found)}; F1 of {trivial(shortest)}.** {learning.NOT_COMPARED}",
-        answer,
-    )
-    figures.show(figures.bars(tried, "mechanism", group="learning_rate", title="Answers"), "f1", main_chart)
+    figures.say(f"F1 of {trivial(shortest)}. {learning.NOT_COMPARED}", answer)
+    figures.say(learning.short_run(result), main_chart)
 else:
     beaten = {n: learning.beating(result, "f1", answers.ANY_THING, n=n) for n in lengths}
     found = [f"{learning.name_of(name)} {shown('f1', longest, name)} %" for name in mechanisms]
@@ -222,15 +218,15 @@ if whole:
 # ## Training
 
 # %% tags=["remove-input"]
-figures.show(learning.grid(result, GRID_SEED, "Validation loss by learning rate, one run each"), "rates")
 if whole:
+    figures.show(learning.grid(result, GRID_SEED, "Validation loss by learning rate, one run each"), "rates")
     learning.table(result, {"validation_loss": "validation loss (nats)"}, f"At {shortest} tokens, over seeds")
 figures.say(
     f"Steps of {batch} texts: "
     + ", ".join(f"{count} with {people} people in {n:,} tokens" for people, n, count in stages)
     + ". Sizes: "
     + ", ".join(f"{name} {value}" for name, value in SIZES.items())
-    + "."
+    + f". {learning.short_run(result)}"
 )
 figures.show_provenance(result)
 

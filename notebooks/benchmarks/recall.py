@@ -51,7 +51,7 @@ import pandas as pd
 from bsbr import MECHANISMS, ModelConfig
 from bsbr.measure import machine
 from bsbr.store import NUMBERS, Sweep
-from bsbr.studies import answers
+from bsbr.studies import answers, short_runs
 from bsbr.studies.learning import Contest, chosen, hold
 from bsbr.training import Settings
 from bsbr.training.tasks import Recall
@@ -69,7 +69,7 @@ PROFILES = {
         "steps": 3, "batch": 4, "evaluate_rows": 4, "rates": (3e-3,), "seeds": (1,), "mechanisms": 2, "test_rows": 20,
         "controls": ["bsbr"],
     },
-    "quick": {"rates": (3e-3,), "seeds": (), "mechanisms": 1},
+    "quick": {"seeds": (), "mechanisms": 2},
     "full": {},
 }  # fmt: skip
 settings = {
@@ -80,9 +80,10 @@ settings = {
 mechanisms = list(MECHANISMS)[: settings["mechanisms"]]
 device = str(machine.device(target))
 GRID_SEED, EVEN = 0, f"chunks of {CHUNK}"
+OF_FEW_STEPS = {"rate": 3e-3, "steps": 2 if profile == "tiny" else 80, "device": device}
 CHUNKS = {f"chunks of {size}": size for size in (CHUNK, CHUNK - 1)}
 steps = settings["steps"]
-whole = bool(settings["seeds"])  # else a part of the grid alone is trained
+whole = bool(settings["seeds"])  # else a short run alone is trained
 
 # %% [markdown]
 # ## Measuring
@@ -121,13 +122,13 @@ sweep = Sweep(
     profile=profile,
     parameters={"vocab_size": VOCABULARY, "num_heads": HEADS, "dtype": "bfloat16"},
 )
-tables = [
-    hold(sweep, contest("mechanism", {name: model(name, **MODEL) for name in mechanisms}), device=device, **MODEL)
-]
+first = contest("mechanism", {name: model(name, **MODEL) for name in mechanisms})
+tables = [short_runs.hold(sweep, first, "bsbr", **OF_FEW_STEPS, **MODEL)]
 narrow = [{**MODEL, "hidden_dim": width} for width in settings["widths"]]
 deep = [{**MODEL, "num_layers": depth} for depth in settings["depths"]]
 if whole:
-    rates = chosen(tables[0], "mechanism")
+    tables.append(hold(sweep, first, device=device, **MODEL))
+    rates = chosen(tables[-1], "mechanism")
     for sizes in (*narrow, *deep, WITHOUT):
         held = contest("mechanism", {name: model(name, **sizes) for name in mechanisms}, rates)
         tables.append(hold(sweep, held, device=device, **sizes))
@@ -173,12 +174,12 @@ def by(factor: str, frames: list[pd.DataFrame], title: str, x_title: str, name: 
 
 
 best = learning.runs(result, "validation_accuracy")
+best = best[best["steps"].isna()]
 best = best[(best["seed"] == GRID_SEED) & (best["hidden_dim"] == WIDTH) & (best["num_layers"] == LAYERS)]
 best = best[best["short_conv"] == CONV]
 if not whole:
-    found = [f"{learning.name_of(row.mechanism)} {figures.number(row.value)} %" for row in best.itertuples()]
-    figures.say(f"**Recalled on validation data, {words(HARD)}: {', '.join(found)}.** {learning.NOT_COMPARED}", answer)
-    figures.show(figures.bars(best, "mechanism", group="learning_rate", title="Recalled"), "recall", main_chart)
+    figures.say(learning.NOT_COMPARED, answer)
+    figures.say(learning.short_run(result), main_chart)
 else:
     easy, hard = recalled(EASY), recalled(HARD)
     able = list(easy.loc[easy["value"] >= ENOUGH, "mechanism"])
@@ -222,13 +223,14 @@ if whole:
         said = learning.beating(result, "accuracy", answers.OWN_VALUE, **asked, **MODEL)
         figures.say(f"{words(asked)}: {said[0].lower()}{said[1:]}")
     learning.table(result, {"validation_accuracy": "recalled, validation (%)"}, f"Costs at {SHORT} tokens", **MODEL)
-figures.show(learning.grid(result, GRID_SEED, "Validation loss by learning rate, one run each", **MODEL), "rates")
-top = best.groupby("mechanism", sort=False)["value"].max()
-figures.say(
-    f"Best of any learning rate, on validation data of {words(HARD)}: "
-    + ", ".join(f"{learning.name_of(name)} {figures.number(value)} %" for name, value in top.items())
-    + "."
-)
+    figures.show(learning.grid(result, GRID_SEED, "Validation loss by learning rate, one run each", **MODEL), "rates")
+    top = best.groupby("mechanism", sort=False)["value"].max()
+    figures.say(
+        f"Best of any learning rate, on validation data of {words(HARD)}: "
+        + ", ".join(f"{learning.name_of(name)} {figures.number(value)} %" for name, value in top.items())
+        + "."
+    )
+figures.say(learning.short_run(result))
 figures.show_provenance(result)
 
 # %% [markdown]
