@@ -80,8 +80,8 @@ PROFILES = {
         "ranges": [(64, 256)],
     },
     "quick": {
-        "inference": [512, 1024, 2048], "training": [256, 512, 1024], "checkpointed": [1024], "unfused": 1024,
-        "large": {"inference": [256], "training": [256]}, "ranges": [(256, 1024), (512, 2048)],
+        "inference": [512, 1024, 2048], "training": [256, 512], "checkpointed": [512], "unfused": 512,
+        "large": {"inference": [256], "training": [256]}, "ranges": [(512, 2048)],
     },
     "full": {
         "inference": [64 * 2**i for i in range(9)], "training": [64 * 2**i for i in range(8)],
