@@ -1,20 +1,25 @@
 """A sequence shared out over processes gives what one process gives. Each number of ranks is one job of processes."""
 
 import functools
+import os
 import re
 import subprocess
 import sys
+import time
+from collections.abc import Iterable
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor
 
 from bsbr import ModelConfig, TransformerLM, parallel
 from bsbr.attention import standard
 from bsbr.parallel import Layout
-from bsbr.studies.parallel import SOFTMAX, Sizes, bytes_per_layer, launch
+from bsbr.studies.parallel import SOFTMAX, Sizes, bytes_per_layer, config_of, launch
 
 CHUNK = 8
 VOCAB = 61
@@ -38,12 +43,29 @@ CASES: dict[str, tuple[dict, dict[int, tuple[int, ...] | None]]] = {
     "convolution over several ranks": ({"short_conv": 12}, {2: (24, 1), 4: (8, 8, 8, 11)}),
     "a mechanism for each layer": ({"mechanism": ("bsbr", "bsbr"), "top_k": 1}, {2: None, 4: None}),
     "gradient checkpointing": ({"local_chunks": 2, "checkpointing": True}, {2: None, 4: None}),
-}
+    "linear": ({"mechanism": "linear"}, {2: None, 4: (70, 1, 9, 65)}),
+    "linear, twice the features": ({"mechanism": "linear", "feature_map": "dpfp"}, {2: (1, 80), 4: None}),
+    "deltanet": ({"mechanism": "deltanet"}, {2: (150, 71), 4: (70, 65, 1, 140)}),
+    "deltanet, β fixed": ({"mechanism": "deltanet", "beta": 0.5}, {2: None, 4: None}),
+    "sliding window": ({"mechanism": "sliding_window"}, {2: (70, 41), 4: (3, 1, 9, 35)}),
+    "sliding window over ranks": ({"mechanism": "sliding_window", "window_size": 20}, {2: (3, 50), 4: (9, 3, 7, 48)}),
+    "sliding window over all": ({"mechanism": "sliding_window", "window_size": 90}, {2: None, 4: None}),
+    "sliding window of one token": ({"mechanism": "sliding_window", "window_size": 1}, {2: None, 4: None}),
+    "gau": ({"mechanism": "gau"}, {2: None, 4: (8, 24, 8, 1)}),
+    "two mechanisms": ({"mechanism": ("linear", "sliding_window")}, {2: (5, 14), 4: (5, 14, 1, 2)}),
+    "two mechanisms, one in chunks": ({"mechanism": ("bsbr", "deltanet"), "short_conv": 3}, {2: None, 4: None}),
+    "two mechanisms, both in chunks": ({"mechanism": ("gau", "bsbr"), "checkpointing": True}, {2: None, 4: None}),
+    **{
+        f"{name}, short convolution": ({"mechanism": name, "short_conv": 4}, {2: (72, 19), 4: (8, 24, 8, 1)})
+        for name in parallel.SHARED
+    },
+}  # fmt: skip
 
 
 def make(mechanism: str | tuple[str, ...] = "bsbr", checkpointing: bool = False, **options) -> TransformerLM:
     torch.manual_seed(0)
     sizes = dict(vocab_size=VOCAB, hidden_dim=32, num_heads=2, num_layers=2, ff_dim=48, chunk_size=CHUNK)
+    sizes |= dict(window_size=6, key_dim=8)
     model = TransformerLM(ModelConfig(mechanism=mechanism, **{**sizes, **options})).double()
     model.gradient_checkpointing = checkpointing
     for parameter in model.parameters():
@@ -88,9 +110,8 @@ def run_rank() -> dict:
         "softmax": {name: run_softmax(name) for name in SOFTMAX},
         "refused": refusals(),
         "frozen": run_frozen(),
-        "bytes": bytes_per_layer(
-            1024, {"bsbr": {}, "compressed": {"compression_factor": 4}, "all_gather": {}, "ring": {}}, SIZES, 0
-        ),
+        "trained": train(TRAINED),
+        "bytes": bytes_per_layer(1024, METHODS, SIZES, 0),
     }
 
 
@@ -137,6 +158,55 @@ def run_frozen() -> dict[str, Tensor]:
     return gradients(model)
 
 
+TRAINED = ("deltanet", "bsbr", ("sliding_window", "linear"))
+
+
+def train(mechanisms: Iterable) -> dict:
+    """Losses and weights of three updates, as the book has them; without a group, of one process."""
+    found = {}
+    for mechanism in mechanisms:
+        model, text = make(mechanism, num_layers=2), tokens(68)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+        losses = []
+        for _ in range(3):
+            if dist.is_initialized():
+                own = parallel.shard(text, model.config)
+                logits = parallel.logits(model, own.inputs)
+            else:
+                own = parallel.Shard(text[:, :-1], text[:, 1:], torch.arange(67), 2 * 67)
+                logits = model(own.inputs)
+            loss = F.cross_entropy(logits.flatten(0, 1), own.targets.flatten(), reduction="sum") / own.tokens
+            optimizer.zero_grad()
+            loss.backward()
+            total = loss.detach().clone()
+            if dist.is_initialized():
+                parallel.sum_gradients(model)
+                dist.all_reduce(total)
+            optimizer.step()
+            losses.append(float(total))
+        found[mechanism] = losses, torch.cat([p.detach().flatten() for p in model.parameters()])
+    return found
+
+
+def run_beside_a_lost_worker(rank: int, case: str, folder: str) -> None:
+    """Rank 1 is lost after the first pass; rank 0 writes which error ended its second one."""
+    limit = timedelta(seconds=10)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
+    model, text = make("linear"), tokens(33)
+    own = parallel.shard(text, model.config)
+    parallel.encode(model, own.inputs)
+    if rank == 1:
+        if case == "stands still":
+            time.sleep(120)
+            Path(folder, "moved again").touch()
+        os._exit(0)
+    try:
+        parallel.encode(model, own.inputs)
+    except RuntimeError as error:
+        Path(folder, "0").write_text(type(error).__name__)
+        os._exit(3)
+
+
 def run_softmax(name: str) -> list[Tensor]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     layout = Layout(None, rank, (32 // ranks,) * ranks)
@@ -168,7 +238,9 @@ def refusals() -> dict[str, str]:
         "no tokens": lambda: parallel.encode(model, tokens(0 if first else CHUNK)),
         "outside the vocabulary": lambda: parallel.encode(model, tokens(CHUNK) + (VOCAB if last else 0)),
         "mechanism": lambda: parallel.encode(make("standard"), tokens(CHUNK)),
-        "hybrid": lambda: parallel.encode(make(("bsbr", "linear")), tokens(CHUNK)),
+        "mechanism to cut for": lambda: parallel.shard(tokens(CHUNK), make("hopfield").config),
+        "text of one token": lambda: parallel.shard(tokens(1), model.config),
+        "hybrid": lambda: parallel.encode(make(("bsbr", "hopfield")), tokens(CHUNK)),
         "other convolution": lambda: parallel.encode(make(short_conv=4 if first else None), tokens(CHUNK)),
         "retrieval": lambda: parallel.encode(make(retrieval="uniform"), tokens(CHUNK)),
         "other chunks": lambda: parallel.encode(make(chunk_size=4 if first else CHUNK), tokens(CHUNK)),
@@ -199,6 +271,14 @@ def job(ranks: int) -> list[dict]:
 # -- What is true ---------------------------------------------------------------------------------
 
 SIZES = Sizes(batch=1, num_heads=2, head_dim=32, chunk_size=64)
+METHODS: dict[str, dict] = {
+    "bsbr": {},
+    "compressed": {"compression_factor": 4},
+    "all_gather": {},
+    "ring": {},
+    **{name: {"mechanism": name, "window_size": 300} for name in parallel.SHARED if name != "bsbr"},
+    **{f"{name}, short convolution": {"mechanism": name, "short_conv": 4} for name in parallel.SHARED},
+}
 
 
 @each_number_of_ranks
@@ -274,6 +354,49 @@ def test_the_bytes_counted_are_those_of_the_tensors_sent(ranks):
 
 
 @each_number_of_ranks
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in SOFTMAX])
+def test_the_formula_gives_the_bytes_counted(name, ranks):
+    options = {"mechanism": "bsbr", **METHODS[name]}
+    formula = parallel.bytes_sent(config_of(options, SIZES), [1024 // ranks] * ranks)
+    for results, expected in zip(job(ranks), formula, strict=True):
+        for counted, tensors in zip(results["bytes"][name], expected, strict=True):
+            assert 0 <= counted - tensors <= 1500
+    sent, returned = (sum(way) for way in zip(*formula, strict=True))
+    assert sent == returned > 0
+
+
+def test_the_formula_knows_states_that_are_wider_than_the_model():
+    """And that keys and values are not."""
+    for name, times in (("linear", 1), ("deltanet", 1), ("gau", 1), ("sliding_window", 2)):
+        config = ModelConfig(name)
+        whole, half = (
+            parallel.bytes_sent(config, (64, 64), dtype=dtype)[0][0] for dtype in (torch.float32, torch.half)
+        )
+        assert whole == times * half
+
+
+@each_number_of_ranks
+def test_training_on_shards_is_training_in_one_process(ranks):
+    right = train(TRAINED)
+    for results in job(ranks):
+        for name in TRAINED:
+            losses, weights = results["trained"][name]
+            assert max(abs(a - b) for a, b in zip(losses, right[name][0], strict=True)) <= 1e-9
+            assert relative_error(weights, right[name][1]) <= 1e-9
+        assert right["deltanet"][0][-1] < right["deltanet"][0][0]
+
+
+def test_a_worker_that_dies_ends_the_others_within_the_timeout(tmp_path):
+    """The sockets of a process that is gone are closed; one that only stands still is given up after the timeout."""
+    for case in ("dies", "stands still"):
+        (tmp_path / case).mkdir()
+        with pytest.raises(torch.multiprocessing.ProcessExitedException):
+            torch.multiprocessing.spawn(run_beside_a_lost_worker, args=(case, str(tmp_path / case)), nprocs=2)
+        assert (tmp_path / case / "0").read_text().endswith("Error")
+        assert not (tmp_path / case / "moved again").exists()
+
+
+@each_number_of_ranks
 @pytest.mark.parametrize(
     ("misuse", "message"),
     [
@@ -281,8 +404,13 @@ def test_the_bytes_counted_are_those_of_the_tensors_sent(ranks):
         ("other rows", "input_ids must have the same rows on every rank"),
         ("no tokens", "input_ids must hold at least one row|rank 0 refused its slice"),
         ("outside the vocabulary", r"input_ids must lie in 0 … 60|rank \d refused its slice"),
-        ("mechanism", r"model must mix by a mechanism that has a sequence-parallel form \(BSBR\), but uses 'standard'"),
-        ("hybrid", r"sequence-parallel form \(BSBR\), but uses 'linear' \(Linear\); run it in one process"),
+        (
+            "mechanism",
+            rf"a sequence-parallel form \({', '.join(parallel.SHARED)}\), but uses 'standard'; run it in one",
+        ),
+        ("mechanism to cut for", "but uses 'hopfield'; run it in one process"),
+        ("text of one token", r"text must be ids of shape \(batch, n \+ 1\) .* but has shape \(2, 1\)"),
+        ("hybrid", "sequence-parallel form .* but uses 'hopfield'; run it in one process"),
         ("other convolution", r"but its config \(a checksum\) is not"),
         ("retrieval", "retrieval must be 'states' over several processes, but is 'uniform'; run it in one"),
         ("other chunks", "model must be the same on every rank, but its chunk_size is not: by rank 4, 8"),

@@ -128,7 +128,37 @@ def _scan(
     beta: Float[Tensor, "batch heads n"],
     chunk_size: int,
 ) -> tuple[Float[Tensor, "batch heads n head_dim"], Float[Tensor, "batch heads head_dim head_dim"]]:
-    """All outputs, and the last state.
+    """All outputs, and the last state."""
+    dtype, wide = q.dtype, accumulate_in(q.dtype)
+
+    def read(memory: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        n = q.shape[2]
+        maps = chunk_maps(q, k, v, beta, chunk_size)
+        before, memory = run(memory, maps.keep, maps.write)
+        return (maps.reads @ before + maps.own).flatten(2, 3)[:, :, :n].to(dtype), memory
+
+    start = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
+    with no_autocast(q):
+        return scan(read, (q, k, v, beta), start, chunk_size)
+
+
+class ChunkMaps(NamedTuple):
+    """What chunks do, each by a map that is affine in the state S before it: O = reads S + own, S' = keep S + write."""
+
+    reads: Float[Tensor, "batch heads chunks chunk_size head_dim"]
+    own: Float[Tensor, "batch heads chunks chunk_size head_dim"]
+    keep: Float[Tensor, "batch heads chunks head_dim head_dim"]
+    write: Float[Tensor, "batch heads chunks head_dim head_dim"]
+
+
+def chunk_maps(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    beta: Float[Tensor, "batch heads n"],
+    chunk_size: int = 64,
+) -> ChunkMaps:
+    """The map of each chunk, in float32 or wider.
 
     The corrections of a chunk depend on each other. Solving for them (the UT transform) makes them linear in the state
     S before the chunk: U − W S, with [W, U] = T [K, V] and T = (I + strictly lower part of diag(β) K Kᵀ)⁻¹ diag(β).
@@ -136,33 +166,25 @@ def _scan(
         O  = Q S + A (U − W S) = A U + (Q − A W) S        A = lower part of Q Kᵀ
         S' = S + Kᵀ (U − W S) = Kᵀ U + (I − Kᵀ W) S
     """
-    dtype, wide, dim = q.dtype, accumulate_in(q.dtype), k.shape[-1]
-    identity = torch.eye(dim, dtype=wide, device=k.device)
-
-    def read(memory: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
-        n = q.shape[2]
-        inputs = (_normalise(q), _normalise(k), v.to(wide), beta[..., None].to(wide))
-        q, k, v, beta = (split_chunks(x, min(chunk_size, n)) for x in inputs)
+    wide, dim = accumulate_in(q.dtype), k.shape[-1]
+    inputs = (_normalise(q), _normalise(k), v.to(wide), beta[..., None].to(wide))
+    q, k, v, beta = (split_chunks(x, min(chunk_size, q.shape[2])) for x in inputs)
+    with no_autocast(q):
         transposed = k.transpose(-1, -2)
         triangle = beta * (k @ transposed)  # the solver reads no more than what lies below the diagonal
         solved = torch.linalg.solve_triangular(triangle, beta[..., 0].diag_embed(), upper=False, unitriangular=True)
         corrections = solved @ torch.cat([k, v], dim=-1)
         reads = (q @ transposed).tril_() @ corrections
         writes = transposed @ corrections
-        before, memory = _run(memory, identity - writes[..., :dim], writes[..., dim:])
-        out = (q - reads[..., :dim]) @ before + reads[..., dim:]
-        return out.flatten(2, 3)[:, :, :n].to(dtype), memory
-
-    start = torch.zeros(*k.shape[:2], dim, v.shape[-1], dtype=wide, device=k.device)
-    with no_autocast(q):
-        return scan(read, (q, k, v, beta), start, chunk_size)
+    identity = torch.eye(dim, dtype=wide, device=k.device)
+    return ChunkMaps(q - reads[..., :dim], reads[..., dim:], identity - writes[..., :dim], writes[..., dim:])
 
 
-def _run(
-    memory: Float[Tensor, "batch heads head_dim head_dim"],
+def run(
+    memory: Float[Tensor, "batch heads head_dim value_dim"],
     keep: Float[Tensor, "batch heads chunks head_dim head_dim"],
-    write: Float[Tensor, "batch heads chunks head_dim head_dim"],
-) -> tuple[Float[Tensor, "batch heads chunks head_dim head_dim"], Float[Tensor, "batch heads head_dim head_dim"]]:
+    write: Float[Tensor, "batch heads chunks head_dim value_dim"],
+) -> tuple[Float[Tensor, "batch heads chunks head_dim value_dim"], Float[Tensor, "batch heads head_dim value_dim"]]:
     """S before each chunk and after the last, from S' = keep S + write: the part that has to go chunk by chunk."""
     before = [memory.flatten(0, 1)]
     for chunk_keep, chunk_write in zip(keep.flatten(0, 1).unbind(1), write.flatten(0, 1).unbind(1), strict=True):

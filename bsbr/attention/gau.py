@@ -82,6 +82,20 @@ def attend(
     return _scan(q, k, q_lin, k_lin, v, chunk_size)[0]
 
 
+def attend_after(
+    q: Float[Tensor, "batch heads n key_dim"],
+    k: Float[Tensor, "batch heads n key_dim"],
+    q_lin: Float[Tensor, "batch heads n key_dim"],
+    k_lin: Float[Tensor, "batch heads n key_dim"],
+    v: Float[Tensor, "batch heads n value_dim"],
+    before: Float[Tensor, "batch heads key_dim value_dim"],
+    position: int,
+    chunk_size: int,
+) -> Float[Tensor, "batch heads n value_dim"]:
+    """`attend` for the tokens after `position` others, which are whole chunks, with their sum Σ k′ vᵀ."""
+    return _scan(q, k, q_lin, k_lin, v, chunk_size, before, position)[0]
+
+
 @checked
 def prefill(
     q: Float[Tensor, "batch heads n key_dim"],
@@ -102,7 +116,7 @@ def prefill(
     slots = min(chunk_size, n)
     held = (start[:, None] + torch.arange(slots, device=q.device)).clamp(max=n - 1)
     held_k, held_v, held_k_lin = (gather_tokens(x, held) for x in (k, v, k_lin))
-    opened = _sum(held_k_lin * is_before(lengths - start, slots), held_v)
+    opened = sums(held_k_lin * is_before(lengths - start, slots), held_v)
     return out, State(held_k, held_v, closed, opened, lengths.clone())
 
 
@@ -123,7 +137,7 @@ def step(
     )
     begins = (slot == 0)[:, None, None, None]
     closed = state.closed + state.opened * begins
-    opened = state.opened * ~begins + _sum(k_lin[:, :, None], v[:, :, None])
+    opened = state.opened * ~begins + sums(k_lin[:, :, None], v[:, :, None])
     q, q_lin, keys, values = (x.to(accumulate_in(x.dtype)) for x in (q, q_lin, held_k, held_v))
     earlier = (position - slot).clamp(min=1)[:, None, None, None]
     with no_autocast(q):
@@ -147,7 +161,7 @@ def operations(n: int, key_dim: int, value_dim: int, chunk_size: int) -> Operati
     return Operations.of_products(forward, -triangles)
 
 
-def _sum(
+def sums(
     k_lin: Float[Tensor, "batch heads n key_dim"], v: Float[Tensor, "batch heads n value_dim"]
 ) -> Float[Tensor, "batch heads key_dim value_dim"]:
     """Σ k′ vᵀ, in float32 or wider."""
@@ -163,12 +177,14 @@ def _scan(
     k_lin: Float[Tensor, "batch heads n key_dim"],
     v: Float[Tensor, "batch heads n value_dim"],
     chunk_size: int,
+    before: Float[Tensor, "batch heads key_dim value_dim"] | None = None,
+    position: int = 0,
 ) -> tuple[Float[Tensor, "batch heads n value_dim"], Float[Tensor, "batch heads key_dim value_dim"]]:
-    """All outputs, and Σ k′ vᵀ over all tokens."""
+    """All outputs, and Σ k′ vᵀ over all tokens, from that over the `position` tokens before the first."""
     dtype, wide = v.dtype, accumulate_in(v.dtype)
     # relu² of a scaled product, with the division by the chunk's size drawn into the scale.
     scale = 1 / math.sqrt(q.shape[-1] * chunk_size)
-    chunk = torch.arange(q.shape[2], device=q.device) // chunk_size
+    chunk = torch.arange(position, position + q.shape[2], device=q.device) // chunk_size
     share = 1 / (chunk * chunk_size).clamp(min=1).to(wide)  # of each token summed by the linear part
 
     def read(sums: Tensor, q: Tensor, k: Tensor, q_lin: Tensor, k_lin: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,6 +196,7 @@ def _scan(
         out = (inside @ v).add_(q_lin @ before)
         return out.flatten(2, 3)[:, :, :n].to(dtype), sums
 
-    start = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
+    if before is None:
+        before = torch.zeros(*k.shape[:2], k.shape[-1], v.shape[-1], dtype=wide, device=k.device)
     with no_autocast(q):
-        return scan(read, (q, k, q_lin * share[:, None], k_lin, v), start, chunk_size)
+        return scan(read, (q, k, q_lin * share[:, None], k_lin, v), before, chunk_size)

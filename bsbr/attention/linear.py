@@ -94,6 +94,28 @@ def attend(
 
 
 @checked
+def attend_after(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads n head_dim"],
+    v: Float[Tensor, "batch heads n head_dim"],
+    state: State,
+    feature_map: str = "elu",
+    chunk_size: int = 64,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`attend` for the tokens after `state`."""
+    return _scan(q, k, _with_one(v), feature_map_named(feature_map), chunk_size, state.sums)[0]
+
+
+def sums(
+    k: Float[Tensor, "batch heads n head_dim"], v: Float[Tensor, "batch heads n head_dim"], feature_map: str = "elu"
+) -> Float[Tensor, "batch heads features head_dim_plus_1"]:
+    """The sums of a `State`, over all tokens."""
+    wide = accumulate_in(k.dtype)
+    with no_autocast(k):
+        return feature_map_named(feature_map)(k.to(wide)).transpose(-1, -2) @ _with_one(v).to(wide)
+
+
+@checked
 def prefill(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
@@ -161,8 +183,9 @@ def _scan(
     v: Float[Tensor, "batch heads n head_dim_plus_1"],
     phi: Callable[[Tensor], Tensor],
     chunk_size: int,
+    before: Float[Tensor, "batch heads features head_dim_plus_1"] | None = None,
 ) -> tuple[Float[Tensor, "batch heads n head_dim"], Float[Tensor, "batch heads features head_dim_plus_1"]]:
-    """All outputs, and the last sums."""
+    """All outputs, and the last sums, from those before the first token."""
     dtype, wide = q.dtype, accumulate_in(q.dtype)
 
     def read(sums: Tensor, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
@@ -173,7 +196,8 @@ def _scan(
         out = (inside @ v).add_(q @ before)
         return _divide(out).flatten(2, 3)[:, :, :n].to(dtype), sums
 
-    features = phi(k[:, :, :1].to(wide)).shape[-1]
-    start = torch.zeros(*k.shape[:2], features, v.shape[-1], dtype=wide, device=k.device)
+    if before is None:
+        features = phi(k[:, :, :1].to(wide)).shape[-1]
+        before = torch.zeros(*k.shape[:2], features, v.shape[-1], dtype=wide, device=k.device)
     with no_autocast(q):
-        return scan(read, (q, k, v), start, chunk_size)
+        return scan(read, (q, k, v), before, chunk_size)

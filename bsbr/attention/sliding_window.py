@@ -52,19 +52,39 @@ def attend(
 
     The first window of tokens is plain causal attention.
     """
-    n = q.shape[2]
-    if n <= window_size:
-        return standard.attend(q, k, v)
-    first = standard.attend(*(x[:, :, :window_size] for x in (q, k, v)))
+    return attend_after(q, k, v, window_size)
+
+
+def attend_after(
+    q: Float[Tensor, "batch heads n head_dim"],
+    k: Float[Tensor, "batch heads earlier_and_n head_dim"],
+    v: Float[Tensor, "batch heads earlier_and_n head_dim"],
+    window_size: int,
+) -> Float[Tensor, "batch heads n head_dim"]:
+    """`attend` for the tokens after others, of which k and v have the last, as far as the window reaches."""
+    n, known = q.shape[2], k.shape[2]
+    sees_all = window_size - (known - n)  # so many tokens see all that are known before them
+    first = _causal(q[:, :, :sees_all], k[:, :, :window_size], v[:, :, :window_size])
+    if n <= sees_all:
+        return first
     block = _block(window_size)
-    q, k, v = (F.pad(x, (0, 0, 0, (window_size - n) % block)).flatten(0, 1) for x in (q, k, v))
+    q, k, v = (F.pad(x, (0, 0, 0, (window_size - known) % block)).flatten(0, 1) for x in (q, k, v))
     k, v = (x.unfold(1, window_size + block, block).transpose(-1, -2) for x in (k, v))
     query, key = torch.arange(block, device=q.device), torch.arange(window_size + block, device=q.device)
     reach = key - query[:, None]
     within = (reach > 0) & (reach <= window_size)
-    rest = F.scaled_dot_product_attention(q[:, window_size:].unflatten(1, (-1, block)), k, v, attn_mask=within)
-    rest = rest.flatten(1, 2).unflatten(0, first.shape[:2])[:, :, : n - window_size]
+    rest = F.scaled_dot_product_attention(q[:, sees_all:].unflatten(1, (-1, block)), k, v, attn_mask=within)
+    rest = rest.flatten(1, 2).unflatten(0, first.shape[:2])[:, :, : n - sees_all]
     return torch.cat([first, rest], dim=2)
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Each token reads all up to its own; k and v may begin before q."""
+    n, known = q.shape[2], k.shape[2]
+    if n == known:
+        return standard.attend(q, k, v)
+    seen = torch.ones(n, known, dtype=torch.bool, device=q.device).tril(known - n)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=seen)
 
 
 @checked

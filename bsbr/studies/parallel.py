@@ -25,8 +25,10 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from bsbr import parallel
+from bsbr import mixers, parallel
+from bsbr.config import ModelConfig
 from bsbr.parallel import Layout, Need
+from bsbr.rotary import Rotary
 
 # -- Processes ------------------------------------------------------------------------------------
 
@@ -219,13 +221,13 @@ class Sizes(NamedTuple):
 def bytes_per_layer(n: int, methods: dict[str, dict[str, Any]], sizes: Sizes, seed: int) -> dict[str, tuple[int, int]]:
     """Bytes that this rank sends for one layer of n tokens by each method: in the forward and in the backward pass.
 
-    `methods` gives a name to `compression_factor` and other options of `bsbr.parallel.attend`; the names in `SOFTMAX`
-    have no options.
+    `methods` gives a name to options of a `ModelConfig`, for `bsbr` where they name no other mechanism; the names in
+    `SOFTMAX` have no options.
     """
     sent = {}
     for name, options in methods.items():
         for length in (sizes.chunk_size * dist.get_world_size(), n):  # the first opens connections and is forgotten
-            forward = _softmax(name, length, sizes, seed) if name in SOFTMAX else _bsbr(options, length, sizes, seed)
+            forward = _softmax(name, length, sizes, seed) if name in SOFTMAX else _shared(options, length, sizes, seed)
             sent[name] = _count(forward)
     return sent
 
@@ -245,26 +247,34 @@ def _softmax(name: str, n: int, sizes: Sizes, seed: int) -> Callable[[], Tensor]
     return lambda: SOFTMAX[name](q, k, v, layout)
 
 
-def _bsbr(options: dict[str, Any], n: int, sizes: Sizes, seed: int) -> Callable[[], Tensor]:
-    layout, draw = _slice(n, sizes, seed)
+def config_of(options: dict[str, Any], sizes: Sizes) -> ModelConfig:
+    """One layer of these sizes, of `bsbr` unless `options` name another mechanism."""
+    dims = {"hidden_dim": sizes.num_heads * sizes.head_dim, "num_heads": sizes.num_heads, "num_layers": 1}
+    return ModelConfig(**{"mechanism": "bsbr", **dims, "chunk_size": sizes.chunk_size, **options})
+
+
+def _shared(options: dict[str, Any], n: int, sizes: Sizes, seed: int) -> Callable[[], Tensor]:
+    torch.manual_seed(seed)
+    config = config_of(options, sizes)
+    mixer, layout = mixers.make(config), _layout(n)
     own_n = layout.lengths[layout.rank]
-    q, k, v = (draw(own_n) for _ in range(3))
-    meta_q, meta_k = (draw(own_n // sizes.chunk_size) for _ in range(2))
-    options = dict(options)
-    factor = options.pop("compression_factor", None)
-    if factor is not None:
-        shape = sizes.num_heads, sizes.head_dim, sizes.head_dim // factor
-        options |= {"compress": torch.randn(shape), "expand": torch.randn(shape).transpose(1, 2)}
-    return lambda: parallel.attend(q, k, v, meta_q, meta_k, layout, sizes.chunk_size, **options)
+    x = torch.randn(sizes.batch, own_n, config.hidden_dim, requires_grad=True)
+    positions = torch.arange(layout.start, layout.start + own_n)[None]
+    return lambda: parallel.mix(mixer, layout, x, Rotary.at(positions, mixer.rotary_dim, x.dtype))
 
 
 def _slice(n: int, sizes: Sizes, seed: int) -> tuple[Layout, Callable[[int], Tensor]]:
     """This rank's place, and what draws a tensor of that many rows."""
-    rank, ranks = dist.get_rank(), dist.get_world_size()
-    generator = torch.Generator().manual_seed(seed + rank)
+    layout = _layout(n)
+    generator = torch.Generator().manual_seed(seed + layout.rank)
     shape = sizes.batch, sizes.num_heads
 
     def draw(rows: int) -> Tensor:
         return torch.randn(*shape, rows, sizes.head_dim, generator=generator, requires_grad=True)
 
-    return Layout(None, rank, (n // ranks,) * ranks), draw
+    return layout, draw
+
+
+def _layout(n: int) -> Layout:
+    ranks = dist.get_world_size()
+    return Layout(None, dist.get_rank(), (n // ranks,) * ranks)
