@@ -15,11 +15,12 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+from torch.distributed.constants import default_pg_timeout
 
 from bsbr import ModelConfig, TransformerLM, parallel
 from bsbr.attention import standard
 from bsbr.parallel import Layout
-from bsbr.studies.parallel import SOFTMAX, Sizes, bytes_per_layer, config_of, launch
+from bsbr.studies.parallel import SOFTMAX, Sizes, bytes_per_layer, config_of, gradient_error, launch
 
 CHUNK = 8
 VOCAB = 61
@@ -388,6 +389,7 @@ def test_training_on_shards_is_training_in_one_process(ranks):
 
 def test_a_worker_that_dies_ends_the_others_within_the_timeout(tmp_path):
     """The sockets of a process that is gone are closed; one that only stands still is given up after the timeout."""
+    assert default_pg_timeout == timedelta(minutes=30)  # as the page on several processes says
     for case in ("dies", "stands still"):
         (tmp_path / case).mkdir()
         with pytest.raises(torch.multiprocessing.ProcessExitedException):
@@ -439,6 +441,14 @@ def test_a_process_outside_the_group_is_refused(ranks):
 def test_using_it_before_the_processes_are_joined_says_what_to_call():
     with pytest.raises(ValueError, match=r"torch.distributed is not initialised; launch with torchrun"):
         parallel.encode(make(), tokens(16))
+
+
+@pytest.mark.parametrize("mechanism", parallel.SHARED)
+def test_a_long_text_has_the_gradient_that_one_process_gives(mechanism, request):
+    """65,536 tokens over four processes, in float32; a minute each on two cores, so only with `--every-page`."""
+    if not request.config.getoption("--every-page"):
+        pytest.skip("takes a minute; runs with --every-page")
+    assert gradient_error(mechanism, 65_536, ranks=4, seed=0) <= 1e-4
 
 
 def test_the_script_of_the_book_runs_under_torchrun(tmp_path):

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +17,8 @@ from bsbr import TransformerLM
 from bsbr.mechanisms import MECHANISMS
 from bsbr.training import __main__ as command
 
-PAGE = (Path(__file__).resolve().parent.parent / "book" / "train.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "book" / "train.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 COMMAND = re.findall(r"^\$ python -m bsbr.training (.*)$", PAGE, re.MULTILINE)
 TINY = (
@@ -54,6 +59,16 @@ def test_the_page_runs(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = (here / "my-model" / "model.safetensors").stat().st_mtime_ns
     assert run() == 0 and (here / "my-model" / "model.safetensors").stat().st_mtime_ns == before
     assert run("--seed", "1") == 1 and "has a run of other settings" in capsys.readouterr().err
+
+
+def test_the_launch_line_of_the_page_trains_over_two_processes(here: Path) -> None:
+    [launch] = re.findall(r"^\$ accelerate launch (.*)$", PAGE, re.MULTILINE)
+    start = [sys.executable, "-m", "accelerate.commands.accelerate_cli", "launch"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*start, *launch.split(), *TINY.split()], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads((here / "my-model" / "record.json").read_text(encoding="utf-8"))["processes"] == 2
+    assert done.stdout.count("my-model: bsbr,") == 1  # one of the two speaks
 
 
 @pytest.mark.parametrize(

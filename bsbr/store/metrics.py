@@ -252,6 +252,14 @@ METRICS: dict[str, Metric] = {
         "Bytes that all ranks send for a layer, both directions, divided by those that bsbr sends in the same job.",
         rounding=0.01,
     ),
+    "gradient_error": Metric(
+        "Difference of gradients",
+        "",
+        "absolute",
+        1e-4,
+        "Norm of the gradient over processes less that of one process, divided by the latter's norm; float32.",
+        rounding=1e-4,
+    ),
     "accuracy": Metric(
         "Accuracy", "%", "absolute", 1, "Share of the examples whose label the model finds.", trained=True
     ),

@@ -38,7 +38,8 @@ answer, main_chart, origin = figures.reserve("answer"), figures.reserve("chart")
 #   (Ring Attention, {cite:t}`liu2023`). This one keeps the blocks that came by for its backward pass.
 #   The published one saves that memory by sending them round again, so it sends more;
 # - **softmax, to later ranks only**: keys and values sent as sparingly as `bsbr` sends its states. What remains between
-#   this and `bsbr` is due to the mechanism alone.
+#   this and `bsbr` is due to the mechanism alone;
+# - **every other mechanism** that `bsbr.parallel` can share out, beside what its formula says.
 #
 # Tests hold all of them to the result of one process, gradients included. **Bytes** are those that the kernel counts
 # for a process's TCP connections (`TCP_INFO`) just before and just after, once the other side has confirmed them. So
@@ -52,10 +53,11 @@ profile = "quick"
 # %% tags=["hide-input"]
 import pandas as pd
 
+from bsbr.parallel import SHARED, bytes_sent
 from bsbr.store import Sweep, row, select
 from bsbr.studies import parallel
 
-METHODS = {
+COMPARED = {
     "bsbr": {},
     "bsbr_compressed": {"compression_factor": 4},
     "bsbr_two_local": {"local_chunks": 2},
@@ -63,6 +65,8 @@ METHODS = {
     "ring": {},
     "later_only": {},
 }
+MECHANISMS = {"bsbr": {}} | {name: {"mechanism": name} for name in SHARED}  # all that can be shared out
+METHODS = COMPARED | MECHANISMS
 LABELS = {
     "bsbr": "bsbr",
     "bsbr_compressed": "bsbr, states compressed",
@@ -80,6 +84,8 @@ PROFILES = {
     "quick": {"ranks": [2], "n": [2048, 4096], "chunk_size": []},
     "full": {"ranks": [2, 8], "n": [2048, 4096, 8192], "chunk_size": [64, 256]},
 }
+TRAINED_N = {"tiny": 512, "quick": 4096, "full": 65_536}
+TOLERANCE = 1e-4  # of float32, for a gradient that is summed over so many tokens in another order
 settings = PROFILES[profile]
 
 # %% [markdown]
@@ -113,6 +119,15 @@ sweep = Sweep(
 )
 measured = sweep.measure(cells, measure, machine_bound=False)
 
+
+def measure_training(method: str, ranks: int, n: int) -> list[dict]:
+    """One text's gradient over processes, held against that of one process."""
+    return [row("gradient_error", parallel.gradient_error(method, n, ranks, SEED))]
+
+
+trained = [{"method": name, "ranks": RANKS, "n": TRAINED_N[profile]} for name in SHARED]
+gradients = sweep.measure(trained, measure_training, machine_bound=False)
+
 # %% tags=["hide-input"]
 FACTORS = ["ranks", "n", "chunk_size"]
 totals = select(measured, "bytes_sent").groupby([*FACTORS, "method"], sort=False)["value"].sum()
@@ -126,7 +141,7 @@ ratios = [
     for (*cell, method), total in totals.items()
     if method != "bsbr"
 ]
-result = sweep.publish(pd.concat([measured, pd.DataFrame(ratios)], ignore_index=True))
+result = sweep.publish(pd.concat([measured, pd.DataFrame(ratios), gradients], ignore_index=True))
 
 # %% tags=["remove-input"]
 MIB = 2**20
@@ -137,6 +152,7 @@ def mean_mib(**factors: object) -> pd.DataFrame:
     """Mean over the ranks of what one sends for a layer, both directions together."""
     sent = result.select("bytes_sent", **factors)
     mean = sent.groupby([*FACTORS, "method"], sort=False)["value"].sum().reset_index()
+    mean = mean[mean["method"].isin(COMPARED)]
     mean["value"] /= mean["ranks"] * MIB
     return mean.assign(
         method=mean["method"].map(LABELS), metric="bytes_sent", unit="MiB", low=None, high=None, status="ok"
@@ -156,7 +172,7 @@ figures.say(
     f"**On {RANKS} ranks, softmax attention by all-gather sends {times('all_gather')} times as many bytes per layer as BSBR "
     f"with chunks of {CHUNK_SIZE}, and ring attention {times('ring')} times.** A factor of {figures.number(sparingly)} of "
     f"that is sending to later ranks only, which softmax attention could do too: it then sends {times('later_only')} times "
-    f"as much as BSBR. If BSBR compresses its states by {METHODS['bsbr_compressed']['compression_factor']}, it sends "
+    f"as much as BSBR. If BSBR compresses its states by {COMPARED['bsbr_compressed']['compression_factor']}, it sends "
     f"{figures.number(compressed)} times less again.",
     answer,
 )
@@ -226,6 +242,53 @@ figures.table(
         }
     ).sort_values("chunk_size"),
     caption="Bytes of softmax attention to later ranks only, relative to bsbr",
+)
+figures.show_provenance(result)
+
+# %% [markdown]
+# ## Every mechanism
+#
+# A mechanism that keeps one state sends that state once for its whole slice, whatever the length: the sums of linear
+# attention and of the gated attention unit, and what a slice of DeltaNet's does to any state, an affine map of twice the
+# size. A sliding window sends the keys and values that it reaches. The formula is `bsbr.parallel.bytes_sent`.
+
+# %% tags=["remove-input"]
+each = []
+for name, options in MECHANISMS.items():
+    sent = result.select("bytes_sent", method=name, **where).groupby("rank")["value"].sum()
+    config = parallel.config_of(options, parallel.Sizes(chunk_size=CHUNK_SIZE, **SIZES))
+    tensors = [sum(both) for both in bytes_sent(config, [largest // RANKS] * RANKS)]
+    each.append(
+        {
+            "mechanism": name,
+            "measured (KiB)": sent.mean() / 1024,
+            "by the formula (KiB)": sum(tensors) / len(tensors) / 1024,
+        }
+    )
+figures.table(
+    pd.DataFrame(each),
+    caption=f"Sent by a rank for one layer, mean of {RANKS} ranks, both directions, n = {largest:,}, chunks and windows of "
+    f"{CHUNK_SIZE}",
+)
+figures.show_provenance(result)
+
+# %% [markdown]
+# ## Is it the same training?
+#
+# The gradient of a small model's mean loss on one text, taken over the processes and in one. Sums are made in
+# another order, so in float32 they differ by rounding. `tests/test_parallel.py` holds both to each other in float64.
+
+# %% tags=["remove-input"]
+differences = result.select("gradient_error")
+figures.table(
+    differences[["method", "value"]].assign(value=differences["value"].map(lambda error: f"{error:.1e}")).rename(
+        columns={"method": "mechanism", "value": "relative difference"}
+    ),
+    caption=f"Norm of the difference of the gradients, relative, n = {TRAINED_N[profile]:,} over {RANKS} ranks",
+)  # fmt: skip
+figures.say(
+    f"The largest difference is {'within' if differences['value'].max() <= TOLERANCE else 'beyond'} the "
+    f"{TOLERANCE:g} that is asked for in float32."
 )
 figures.show_provenance(result)
 
