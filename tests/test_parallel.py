@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from torch import Tensor
 from torch.distributed.constants import default_pg_timeout
 
 from bsbr import ModelConfig, TransformerLM, parallel
-from bsbr.attention import standard
+from bsbr.attention import deltanet, standard
 from bsbr.parallel import Layout
+from bsbr.parallel.deltanet import compose
+from bsbr.parallel.shared import check
 from bsbr.studies.parallel import SOFTMAX, Sizes, bytes_per_layer, config_of, gradient_error, launch
 
 CHUNK = 8
@@ -449,6 +452,32 @@ def test_a_long_text_has_the_gradient_that_one_process_gives(mechanism, request)
     if not request.config.getoption("--every-page"):
         pytest.skip("takes a minute; runs with --every-page")
     assert gradient_error(mechanism, 65_536, ranks=4, seed=0) <= 1e-4
+
+
+def test_maps_of_slices_compose_to_that_of_the_text_with_decay_too():
+    """What a gated delta rule needs: `keep` may be any matrix."""
+    keep, write = torch.randn(2, 2, 3, 6, 5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    keep = 0.3 * keep
+    right = torch.zeros(2, 3, 5, 5, dtype=torch.float64)
+    for chunk in range(6):
+        right = keep[:, :, chunk] @ right + write[:, :, chunk]
+    nothing = torch.eye(5, 10, dtype=torch.float64).expand(2, 3, 5, 10)
+    of_slices = [
+        deltanet.run(nothing, keep[:, :, part], F.pad(write[:, :, part], (5, 0)))[1]
+        for part in (slice(0, 1), slice(1, 4), slice(4, 6))
+    ]
+    assert relative_error(compose(torch.stack(of_slices, dim=2)), right) <= 1e-12
+
+
+def test_options_without_a_form_are_refused():
+    unknown = SimpleNamespace(options={"feature_map": "elu", "gate": True})
+    with pytest.raises(ValueError, match="gate must not be an option of 'linear' over several processes"):
+        check(ModelConfig("linear", num_layers=1), [unknown])
+    rows = torch.zeros(1, 2, CHUNK, 4)
+    for option in ({"retrieval": "none"}, {"chunk_encoder": "delta"}, {"normaliser": "shared"}):
+        [name] = option
+        with pytest.raises(ValueError, match=f"{name} must be '.*' over several processes"):
+            parallel.attend(rows, rows, rows, rows, rows, Layout(None, 0, (CHUNK,)), CHUNK, **option)
 
 
 def test_the_script_of_the_book_runs_under_torchrun(tmp_path):

@@ -61,7 +61,7 @@ class Shard(NamedTuple):
         ('inputs', 'targets', 'positions', 'tokens')
     """
 
-    inputs: Int[Tensor, "batch own_n"]
+    inputs: Int[Tensor, "batch own_n"]  # ids of the slice
     targets: Int[Tensor, "batch own_n"]  # the token after each input, of which the last is the next rank's first input
     positions: Int[Tensor, " own_n"]  # of the inputs in the whole text; `encode` turns by them without being told
     tokens: int  # targets of all ranks together
