@@ -252,6 +252,42 @@ METRICS: dict[str, Metric] = {
         "Bytes that all ranks send for a layer, both directions, divided by those that bsbr sends in the same job.",
         rounding=0.01,
     ),
+    "predicted_flops": Metric(
+        "Predicted FLOPs",
+        "",
+        "relative",
+        0.001,
+        "Floating-point operations of matrix products that the busiest of several devices spends, from sizes alone.",
+    ),
+    "predicted_time": Metric(
+        "Predicted seconds",
+        "s",
+        "relative",
+        0.001,
+        "Seconds of the busiest device's kernels, or of the busiest link, by the rates of a datasheet. Not measured.",
+    ),
+    "predicted_bytes": Metric(
+        "Predicted bytes",
+        "GB",
+        "relative",
+        0.001,
+        "Bytes over the busiest link, in its busier direction, from sizes alone.",
+    ),
+    "predicted_memory": Metric(
+        "Predicted memory",
+        "GB",
+        "relative",
+        0.001,
+        "Bytes that the busiest device holds at the peak, from sizes alone, by what holds them.",
+    ),
+    "prediction_error": Metric(
+        "Error of a prediction",
+        "%",
+        "absolute",
+        1,
+        "How far a prediction of a published number is from it, in percent of it.",
+        rounding=0.1,
+    ),
     "accuracy": Metric(
         "Accuracy", "%", "absolute", 1, "Share of the examples whose label the model finds.", trained=True
     ),
