@@ -99,7 +99,7 @@ def zeros_before(layout: Layout, needed: Any) -> tuple[torch.Tensor, ...]:
 
 @pytest.mark.parametrize("options", [{}, {"compression_factor": 4}], ids=str)
 def test_what_a_later_slice_of_bsbr_does_is_what_its_code_does(monkeypatch: Any, options: dict[str, int]) -> None:
-    monkeypatch.setattr(parallel, "with_earlier", zeros_before)
+    monkeypatch.setitem(parallel.attend.__globals__, "with_earlier", zeros_before)
     config = ModelConfig("bsbr", **SMALL | options)
     mixer, held, dims = make(config), (64, 64, 64, 64), 16
     q, k, v = (torch.ones(1, 2, 64, dims) for _ in range(3))
@@ -240,7 +240,7 @@ def test_a_wrong_table_is_seen() -> None:
     table = load("benchmarks/sequence_parallel").table.copy()
     table.loc[table["metric"] == "bytes_sent", "value"] += 1
     frame = cost_checks.sent(table)
-    assert (frame["predicted"] != frame["measured"]).all()
+    assert len(frame) and (frame["predicted"] != frame["measured"]).all()
 
 
 def test_rates_are_found_from_times_alone() -> None:

@@ -313,7 +313,7 @@ def remote(
 ) -> Counter[Kernel]:
     """What the last device does, for one layer, with what it gets of earlier slices. It does most: all are earlier.
 
-    What `own_slice` lacks of `bsbr`, since its first chunk has none to retrieve, is one chunk's reading and is left out.
+    Alone, the first chunk of a slice of `bsbr` retrieves nothing: that chunk's reading is left out.
 
     Args:
         config: sizes and mechanism, one for all layers.
@@ -344,8 +344,10 @@ def remote(
         state_dim = head_dim // (config.compression_factor or 1)
         products(1, chunks, head_dim, known, itemsize)  # scores of meta queries and meta keys
         products(1, chunks, known, head_dim * state_dim, itemsize)  # mixing
-    elif config.name != "linear":  # the change of a slice, and of those before it, to the state before them
-        products(-(-own // DELTA_CHUNK) + len(earlier), head_dim, head_dim, head_dim, 4)
+    elif (
+        config.name != "linear"
+    ):  # what each chunk's beginning does to a state, the state before it, and slices together
+        products(2 * -(-own // DELTA_CHUNK) + len(earlier), head_dim, head_dim, head_dim, 4)
     return found
 
 

@@ -29,6 +29,8 @@ WAYS: dict[str, tuple[str, dict[str, Any], str | None]] = {  # by its name in th
     "bsbr": ("bsbr", {}, None),
     "bsbr_compressed": ("bsbr", {"compression_factor": 4}, None),
     "bsbr_two_local": ("bsbr", {"local_chunks": 2}, None),
+    "linear": ("linear", {}, None),
+    "deltanet": ("deltanet", {}, None),
     "all_gather": ("standard", {}, "all_gather"),
     "ring": ("standard", {}, "ring_keeping"),
     "later_only": ("standard", {}, "later_only"),
@@ -43,12 +45,12 @@ def config_of(size: str, mechanism: str) -> ModelConfig:
 
 
 def sent(table: pd.DataFrame) -> pd.DataFrame:
-    """Bytes that leave a process for one layer, by rank, direction and way of sharing: all of them, exactly.
+    """Bytes that leave a process for one layer, by rank, direction and way of sharing, gloo's headers included.
 
     Args:
         table: of `benchmarks/sequence_parallel`.
     """
-    rows = table[(table["metric"] == "bytes_sent") & (table["status"] == "ok")]
+    rows = table[(table["metric"] == "bytes_sent") & (table["status"] == "ok") & table["method"].isin(list(WAYS))]
     found: dict[tuple[Hashable, ...], dict[str, Any]] = {}
     cases = []
     for row in rows.to_dict("records"):

@@ -115,9 +115,9 @@ def of_layer(config: ModelConfig, n: int, ranks: int, itemsize: int, method: str
         messages = 2 * (forward > 0).astype(np.int64)  # gloo cuts a block in two
         return Traffic(forward, forward.T.copy(), messages, (1, 1))
     for place in places:
-        for numbers, need in _needs(config, method, held[0]):
+        for size, need in _needs(config, method, held[0], itemsize):
             for target, rows in place.sent(need).items():
-                forward[place.rank, target] += rows * numbers * itemsize
+                forward[place.rank, target] += rows * size
                 messages[place.rank, target] += rows > 0
     return Traffic(forward, forward.T.copy(), messages, (1, 1))
 
@@ -173,17 +173,17 @@ def busiest(sent: Bytes, topology: str) -> int:
     return int(loads.max())
 
 
-def _needs(config: ModelConfig, method: str, own_n: int) -> list[tuple[int, Need]]:
-    """Numbers a row of all heads, and which rows later ranks need."""
-    dims, head_dim = config.hidden_dim, config.hidden_dim // config.num_heads
+def _needs(config: ModelConfig, method: str, own_n: int, itemsize: int) -> list[tuple[int, Need]]:
+    """Bytes of a row of all heads, and which rows later ranks need. Sums over a slice are in float32 at least."""
+    token, head_dim, wide = config.hidden_dim * itemsize, config.hidden_dim // config.num_heads, max(itemsize, 4)
     if method == "later_only":
-        return [(dims, Need(1, None))] * 2
+        return [(token, Need(1, None))] * 2
     if config.name == "linear":
-        return [(dims * (head_dim + 1), Need(own_n, None))]
+        return [(config.hidden_dim * (head_dim + 1) * wide, Need(own_n, None))]
     if config.name != "bsbr":
-        return [(2 * dims * head_dim, Need(own_n, None))]
+        return [(2 * config.hidden_dim * head_dim * wide, Need(own_n, None))]
     size, state_dim = config.chunk_size, head_dim // (config.compression_factor or 1)
     window = Need(1, (config.local_chunks - 1) * size)
     every, last = Need(size, None), Need(size, 1)
-    near = [(dims, window)] * 2 if config.local_chunks > 1 else []
-    return [(dims * state_dim, every), (dims, every), (dims, last), *near]
+    near = [(token, window)] * 2 if config.local_chunks > 1 else []
+    return [(token * state_dim, every), (token, every), (token, last), *near]
