@@ -195,3 +195,59 @@ QUESTIONS = (
     Question("What does conversion bring?", "conversion/speed_and_memory", converted_speed),
     Question("Does a converted model still find what was said long ago?", "conversion/passkey", passkey),
 )
+
+
+# -- Which mechanism, by length and by what matters -----------------------------------------------
+
+
+class Matter(NamedTuple):
+    """What may matter, and the numbers that tell mechanisms apart by it: the lowest is best."""
+
+    title: str
+    experiment: str
+    metric: str
+    where: dict[str, str]
+
+
+MATTERS = (
+    Matter("reading a text, s", "benchmarks/inference_time", "time", {"phase": "prefill"}),
+    Matter("decoding a token after it, ms", "benchmarks/inference_time", "time_per_token", {"phase": "decode"}),
+    Matter("memory to read it, MB", "benchmarks/memory", "peak_memory", {"phase": "inference", "checkpointing": "off"}),
+    Matter(
+        "memory to train on it, MB", "benchmarks/memory", "peak_memory", {"phase": "training", "checkpointing": "off"}
+    ),
+)
+CHOICE_LENGTHS = (256, 1024, 4096, 16384)
+
+
+def choices() -> str:
+    """A table in Markdown: for each length and each thing that may matter, the best mechanism and those as good."""
+    lines = [f"| what matters | {' | '.join(f'{n:,} tokens' for n in CHOICE_LENGTHS)} |", "|---" * 5 + "|"]
+    for matter in MATTERS:
+        result = load_if_there(matter.experiment)
+        cells = [MISSING.split(".")[0] + "**" if result is None else best(result, matter, n) for n in CHOICE_LENGTHS]
+        lines.append(f"| [{matter.title}](../notebooks/{matter.experiment}.ipynb) | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def best(result: Result, matter: Matter, n: int) -> str:
+    """The mechanism with the lowest number, those that cannot be told from it, and standard attention's number.
+
+    Two cannot be told apart where their intervals meet, or, of numbers without one, where they differ by under 1 %.
+    """
+    rows = select(plain(result.table), matter.metric, n=n, **matter.where).dropna(subset="value")
+    rows = rows[rows["mechanism"] != "standard_unfused"].sort_values("value", kind="stable")
+    if rows.empty:
+        return "not measured"
+    first = rows.iloc[0]
+    end = first["value"] * 1.01 if pd.isna(first["high"]) else first["high"]
+    equal = [
+        row for row in rows.iloc[1:].to_dict("records") if (row["value"] if pd.isna(row["low"]) else row["low"]) <= end
+    ]
+    said = f"**{shown.name_of(first['mechanism'])}** {number(first['value'])}"
+    if equal:
+        said += f", as good: {', '.join(shown.name_of(row['mechanism']) for row in equal)}"
+    standard = rows[rows["mechanism"] == "standard"]
+    if len(standard) and "standard" not in (first["mechanism"], *(row["mechanism"] for row in equal)):
+        said += f"; standard attention {number(standard['value'].iloc[0])}"
+    return said

@@ -66,3 +66,37 @@ def test_it_says_no_where_the_interval_is_below_one(monkeypatch: pytest.MonkeyPa
     assert slow(0.5, 0.7).startswith("**No**")
     assert slow(0.9, 1.2).startswith("It cannot be told")
     assert slow(1.2, 1.4).startswith("**Yes**")
+
+
+def test_the_best_mechanism_is_the_one_with_the_lowest_published_number() -> None:
+    matter = should.MATTERS[0]
+    rows = should.plain(load(matter.experiment).table)
+    rows = should.select(rows, matter.metric, n=4096, **matter.where).dropna(subset="value")
+    lowest = rows.loc[rows["value"].idxmin()]
+    said = should.best(load(matter.experiment), matter, 4096)
+    assert said.startswith(f"**{should.shown.name_of(lowest['mechanism'])}** {should.number(lowest['value'])}")
+
+
+def test_only_what_cannot_be_told_from_the_best_is_as_good() -> None:
+    result = load("benchmarks/inference_time")
+
+    def said(low: float) -> str:
+        table = result.table.copy()
+        here = (table["metric"] == "time") & (table["n"] == 4096) & (table["phase"] == "prefill")
+        table = table[here & (table["batch"] == 1) & (table["size"] == "256x2x4") & (table["mode"] == "eager")]
+        table = table[table["mechanism"].isin(["bsbr", "standard"])].copy()
+        for name, numbers in {"bsbr": (1.0, 0.9, 1.1), "standard": (2.0, low, 2.5)}.items():
+            table.loc[table["mechanism"] == name, ["value", "low", "high"]] = numbers
+        return should.best(replace(result, table=table), should.MATTERS[0], 4096)
+
+    assert said(1.05) == "**BSBR** 1.00, as good: standard attention"
+    assert said(1.2) == "**BSBR** 1.00; standard attention 2.00"
+
+
+def test_each_thing_that_matters_leads_to_its_page_and_what_is_not_there_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    table = should.choices()
+    assert all(f"(../notebooks/{matter.experiment}.ipynb)" in table for matter in should.MATTERS)
+    monkeypatch.setenv("BSBR_DATA", str(tmp_path))
+    assert should.choices().count("Not measured yet") == len(should.MATTERS) * len(should.CHOICE_LENGTHS)

@@ -71,7 +71,7 @@ inputs = [
     ("share of it that attention attains", f"{number(100 * DEVICE.attention, 2)} %", "assumed"),
     ("memory", f"{number(DEVICE.memory / 1e9, 2)} GB", "maker"),
     ("bandwidth of memory", f"{number(DEVICE.bandwidth / 1e12)} TB/s", "maker"),
-    *((link.name, f"{number(link.bandwidth / 1e9)} GB/s each way", "maker") for link in LINKS.values()),
+    *((f"link, {name}", f"{number(link.bandwidth / 1e9)} GB/s each way", "maker") for name, link in LINKS.items()),
     *((f"latency, {name}", f"{number(link.latency * 1e6, 2)} µs", "assumed") for name, link in LINKS.items()),
     *((name, f"{value:,}", "Pythia-1.4B") for name, value in sizes.items()),
 ]
@@ -223,12 +223,11 @@ def lines(how: dict) -> pd.DataFrame:
     found = {}
     for variant in VARIANTS:
         if variant in absent:
-            found[variant] = {"": "not there"}
+            found[variant] = {"operations (TFLOP)": "not there"}
             continue
         held = memory_of(variant, N, how)
         network = {f"{name} (s)": number(value("time", variant, N, how, part=name), 2) for name in LINKS}
         found[variant] = {
-            "": "",
             "operations (TFLOP)": number(value("flops", variant, N, how) / 1e12),
             "arithmetic (s)": number(value("time", variant, N, how, part="arithmetic"), 2),
             "busiest link (GB)": number(value("bytes", variant, N, how)),
@@ -236,8 +235,7 @@ def lines(how: dict) -> pd.DataFrame:
             **{f"limit, {name}": limit(variant, N, how, name) for name in LINKS},
             "memory (GB)": number(held) + ("" if held <= DEVICE.memory / 1e9 else ", too much"),
         }
-    table = pd.DataFrame(found).T.fillna("–").rename_axis("variant").reset_index()
-    return table if absent else table.drop(columns="")
+    return pd.DataFrame(found).T.fillna("–").rename_axis("variant").reset_index()
 
 
 figures.table(lines(TRAINING), caption=f"Predicted: one training step on {N:,} tokens")
@@ -254,6 +252,7 @@ figures.show_provenance(result)
 def parts(how: dict) -> pd.DataFrame:
     rows = result.select("predicted_memory", n=N, **how)
     wide = rows.pivot(index="part", columns="variant", values="value").reindex(index=rows["part"].unique())[there]
+    wide = wide.drop(index="inputs")  # token ids: kilobytes
     return pd.concat([wide, wide.sum().rename("together").to_frame().T]).rename_axis("part").reset_index()
 
 
@@ -306,7 +305,7 @@ summary = pd.DataFrame(
         "to 9 digits": int((found["value"].abs() < 1e-7).sum()),
         "median error (%)": number(found["value"].abs().median(), 2),
         "worst (%)": number(found.loc[found["value"].abs().idxmax(), "value"], 2),
-        "worst case": found.loc[found["value"].abs().idxmax(), "case"],
+        "worst case": found.loc[found["value"].abs().idxmax(), "case"] if found["value"].abs().max() > 1e-7 else "–",
     }
     for what, found in errors.groupby("what", sort=False)
 )
