@@ -2,6 +2,10 @@
 # # What it would cost
 #
 # A large model, a long text, several devices that share it: how much would each of them compute, send and hold?
+#
+# **Predicted, not measured.** No GPU was measured in this project, and no number about one on this page is more than a
+# prediction. It comes of counts and formulas that first had to find what this book measured in small; where they do not,
+# the page says so below.
 
 # %% tags=["remove-input"]
 from bsbr.show import figures
@@ -9,10 +13,6 @@ from bsbr.show import figures
 answer, main_chart, origin = figures.reserve("answer"), figures.reserve("chart"), figures.reserve("source")
 
 # %% [markdown]
-# **Predicted, not measured.** No GPU was measured in this project, and no number about one on this page is more than a
-# prediction. It comes of counts and formulas that first had to find what this book measured in small; where they do not,
-# the page says so below.
-#
 # ## Method
 #
 # **One device's slice** of the text runs through the real model on tensors that have shapes and no numbers. That gives each
@@ -182,11 +182,11 @@ def in_words(variant: str) -> str:
 
 parameters = result.value("predicted_memory", variant=there[0], n=N, part="parameters", **TRAINING) / 2
 limits = "; ".join(f"{variant}, {where_network(variant)}" for variant in there)
+each = "\n".join(f"- {in_words(variant)}" for variant in there)
 span = f"from {length(lengths[0])} to {length(lengths[-1])} tokens"
 figures.say(
     f"**Predicted for one training step of {number(parameters)} billion parameters on {N:,} tokens, shared by {RANKS} of "
-    f"{DEVICE.name}**, each: {'; '.join(in_words(variant) for variant in there)}. Over {SLOW}, the network is the limit "
-    f"({span}): {limits}.",
+    f"{DEVICE.name}**, each:\n\n{each}\n\nOver {SLOW}, the network is the limit ({span}): {limits}.",
     answer,
 )
 chart = figures.figure(
@@ -201,11 +201,12 @@ for variant in there:
     chart.add_scatter(x=lengths, y=ratios, name=variant, mode="lines+markers", line={"color": colour})
 chart.update_xaxes(tickvals=lengths, ticktext=[length(n) for n in lengths])
 chart.add_hline(y=1, line={"color": "#7F7F7F", "width": 1})
+at_n = ", ".join(f"{variant} {number(balance(variant, N, TRAINING, 'NDR'), 2)}" for variant in there)
 figures.show(
     chart,
     "balance",
     main_chart,
-    finding=f"Predicted. Above the grey line the network is the limit: {limits}.",
+    finding=f"Predicted. Above the grey line the network is the limit. At {length(N)} tokens: {at_n}.",
     first=there,
 )
 figures.say(figures.provenance_line(result), origin)
