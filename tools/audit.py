@@ -1,4 +1,4 @@
-"""List the licence of each installed package, and the known vulnerabilities of what requirements.txt pins.
+"""List the licence of each installed package, and the known vulnerabilities of what is pinned.
 
 Called by `nox -s audit`. Licences are what the packages say of themselves. Vulnerabilities come from pip-audit, which
 asks PyPI's database; it has an environment of its own, so that it is not among what it checks.
@@ -20,6 +20,7 @@ from bsbr.store import provenance
 
 AUDITOR = "pip-audit==2.10.1"
 ENVIRONMENT = provenance.ROOT / ".nox" / "audit"
+PINNED = ("requirements.txt", "requirements-harness.txt")
 UNREACHED = "Vulnerabilities could not be checked"
 
 
@@ -76,9 +77,20 @@ def audit() -> dict[str, Any] | str:
         pip = [str(ENVIRONMENT / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "--quiet", "install"]
         if not made or subprocess.run([*pip, AUDITOR], capture_output=True).returncode:
             return f"{UNREACHED}: {AUDITOR} could not be installed, so there is probably no network."
+    packages: dict[tuple[str, str], Any] = {}
+    for name in PINNED:  # each by itself: where both pin a package, its versions differ, and pip-audit takes one only
+        report = _audited(pip_audit, without_local_versions(name))
+        if isinstance(report, str):
+            return report
+        for package in report["dependencies"]:
+            packages[package["name"], package.get("version", "")] = package
+    return {"dependencies": list(packages.values())}
+
+
+def _audited(pip_audit: Path, pinned: str) -> dict[str, Any] | str:
     with tempfile.TemporaryDirectory() as folder:
         pins, answer = Path(folder, "pins.txt"), Path(folder, "answer.json")
-        pins.write_text(without_local_versions(), encoding="utf-8")
+        pins.write_text(pinned, encoding="utf-8")
         options = ["--no-deps", "--disable-pip", "--progress-spinner=off", "--format=json", f"--output={answer}"]
         command = [str(pip_audit), *options, "--requirement", str(pins)]
         done = subprocess.run(command, capture_output=True, encoding="utf-8")
@@ -88,10 +100,11 @@ def audit() -> dict[str, Any] | str:
         return dict(json.loads(answer.read_text(encoding="utf-8")))
 
 
-def without_local_versions() -> str:
-    """The pins as PyPI knows them: `2.13.0+cpu` is `2.13.0` there."""
-    pins = (provenance.ROOT / "requirements.txt").read_text(encoding="utf-8")
-    return re.sub(r"^(\S+==[^+\s]+)\+\S+", r"\1", pins, flags=re.MULTILINE)
+def without_local_versions(name: str) -> str:
+    """The pins of a file as PyPI knows them: `2.13.0+cpu` is `2.13.0` there. Hashes and markers are left out."""
+    text = (provenance.ROOT / name).read_text(encoding="utf-8")
+    pins = re.findall(r"^([\w.-]+(?:\[[\w,.-]+\])?==[^+\s;\\]+)", text, flags=re.MULTILINE)
+    return "".join(f"{pin}\n" for pin in pins)
 
 
 def summary(report: dict[str, Any]) -> tuple[list[str], bool]:
