@@ -26,7 +26,7 @@ class ModelConfig:
         ValueError: an unknown mechanism, names that are not one for each layer, a size below 1 or above 2³¹, a
             hidden_dim that does not divide into heads of even size, more than 1000 layers, or a dropout, beta or
             inverse_temperature out of range. Making a model also refuses options of its own mechanisms that do not
-            fit: retrieval, compression_factor, feature_map, key_dim.
+            fit: retrieval, compression_factor, chunk_encoder, normaliser, feature_map, key_dim.
 
     Examples:
         >>> from bsbr import ModelConfig
@@ -52,6 +52,8 @@ class ModelConfig:
     top_k: int | None = None  # bsbr: retrieve from this many chunks only; None for all
     retrieval: str = "states"  # bsbr: what earlier chunks give, a name in bsbr.attention.bsbr.RETRIEVALS
     compression_factor: int | None = None  # bsbr: states of head_dim² / compression_factor numbers
+    chunk_encoder: str = "sum"  # bsbr: what makes a chunk's state, a name in bsbr.attention.bsbr.ENCODERS
+    normaliser: str = "separate"  # bsbr: "shared" for one softmax over tokens read exactly and chunks retrieved
     window_size: int = 128  # sliding_window: tokens read, the current one included
     feature_map: str = "elu"  # linear: a name in bsbr.attention.linear.FEATURE_MAPS
     beta: float | None = None  # deltanet: how far each token corrects the memory, in (0, 1]; None to learn it
@@ -99,7 +101,7 @@ class ModelConfig:
         heat = self.inverse_temperature
         if heat is not None and not (_is_number(heat) and 0 < heat < math.inf):
             raise ValueError(f"inverse_temperature must be > 0 and finite, or None, but is {heat!r}")
-        for name in ("feature_map", "retrieval"):
+        for name in ("feature_map", "retrieval", "chunk_encoder", "normaliser"):
             if not isinstance(getattr(self, name), str):
                 raise ValueError(f"{name} must be a name, but is {getattr(self, name)!r}")
 

@@ -33,7 +33,8 @@ def make(config: ModelConfig, layer: int = 0) -> Mixer:
         layer: which layer's, where layers differ.
 
     Raises:
-        ValueError: an option of the mechanism does not fit: retrieval, compression_factor, feature_map, key_dim.
+        ValueError: an option of the mechanism does not fit: retrieval, compression_factor, chunk_encoder, normaliser,
+            feature_map, key_dim.
 
     Examples:
         >>> from bsbr import ModelConfig, mixers
@@ -205,15 +206,17 @@ class BSBR(Mixer, mechanism="bsbr"):
 
     A chunk's meta key is projected from the mean of its tokens, the meta query of the next chunk from its last token,
     or with retrieval `"per_token"` each token's from itself; a short convolution reads none of them. With
-    `compression_factor` f, a state's values have head_dim / f dimensions, by two learned maps a head.
+    `compression_factor` f, a state's values have head_dim / f dimensions, by two learned maps a head. `chunk_encoder`
+    and `normaliser` add no parameters.
     """
 
     attention = bsbr
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(config)
-        bsbr.check_retrieval(config.retrieval, config.top_k, config.compression_factor)
-        self.retrieval = config.retrieval
+        self.retrieval, self.chunk_encoder, self.normaliser = config.retrieval, config.chunk_encoder, config.normaliser
+        parts = self.chunk_encoder, self.normaliser
+        bsbr.check_options(self.retrieval, config.top_k, config.compression_factor, *parts)
         self.meta_q_proj = self.meta_k_proj = None
         if config.retrieval in bsbr.CHOOSING:
             self.meta_q_proj = nn.Linear(config.hidden_dim, config.hidden_dim, bias=False)
@@ -239,6 +242,8 @@ class BSBR(Mixer, mechanism="bsbr"):
             compress=self.compress,
             expand=self.expand,
             retrieval=self.retrieval,
+            chunk_encoder=self.chunk_encoder,
+            normaliser=self.normaliser,
         )
 
     @property
@@ -272,7 +277,8 @@ class BSBR(Mixer, mechanism="bsbr"):
         q, k, v = (part[:, :, 0] for part in super().project(x[:, None], rotary, inputs))
         sizes = self.chunk_size, self.local_chunks
         own = self._heads(self.meta_q_proj(x)) if self.meta_q_proj and self.retrieval == "per_token" else None
-        out, attention = bsbr.step(q, k, v, state.attention, *sizes, self.expand, self.retrieval, own)
+        reading = self.expand, self.retrieval, own, self.normaliser
+        out, attention = bsbr.step(q, k, v, state.attention, *sizes, *reading)
         x_sum = state.x_sum if self.meta_k_proj is None else state.x_sum + x
         rows = bsbr.ended(attention, self.chunk_size)
         if len(rows):
@@ -281,7 +287,7 @@ class BSBR(Mixer, mechanism="bsbr"):
                 meta_q = self._heads(self.meta_q_proj(x[rows]))
                 meta_k = self._heads(self.meta_k_proj((x_sum[rows] / self.chunk_size).to(x.dtype)))
                 x_sum[rows] = 0
-            closing = *sizes, self.top_k, self.compress, self.retrieval
+            closing = *sizes, self.top_k, self.compress, self.retrieval, self.chunk_encoder, self.normaliser
             attention = bsbr.close(rows, meta_q, meta_k, attention, *closing)
         return self.merge(x[:, None], out[:, :, None])[:, 0], BSBRState(attention, x_sum)
 

@@ -260,6 +260,8 @@ def attend(
     compress: Float[Tensor, "heads head_dim state_dim"] | None = None,
     expand: Float[Tensor, "heads state_dim head_dim"] | None = None,
     retrieval: str = "states",
+    chunk_encoder: str = "sum",
+    normaliser: str = "separate",
 ) -> Float[Tensor, "batch heads own_n head_dim"]:
     """This rank's slice of `bsbr.attention.bsbr.attend`, from its slices of the arguments.
 
@@ -279,9 +281,11 @@ def attend(
         compress: of `compression_factor`: what takes values to those that a state keeps; None for whole states.
         expand: what takes them back.
         retrieval: what earlier chunks give.
+        chunk_encoder: what makes a state.
+        normaliser: of what is read exactly, and of what is retrieved.
 
     Raises:
-        ValueError: `retrieval` is not `"states"`, the only one that has a parallel form.
+        ValueError: `retrieval`, `chunk_encoder` or `normaliser` is not its default, which alone has a parallel form.
 
     Examples:
         >>> import torch
@@ -295,8 +299,13 @@ def attend(
         torch.Size([1, 2, 24, 16])
         >>> dist.destroy_process_group()
     """
-    if retrieval != "states":
-        raise ValueError(f"retrieval must be 'states' over several processes, but is {retrieval!r}; run it in one")
+    for name, value, wanted in (
+        ("retrieval", retrieval, "states"),
+        ("chunk_encoder", chunk_encoder, "sum"),
+        ("normaliser", normaliser, "separate"),
+    ):
+        if value != wanted:
+            raise ValueError(f"{name} must be {wanted!r} over several processes, but is {value!r}; run it in one")
     n, complete = q.shape[2], meta_k.shape[2]
     closed_k, closed_v = (x[:, :, : complete * chunk_size].unflatten(2, (complete, chunk_size)) for x in (k, v))
     states = bsbr.chunk_states(closed_k, closed_v, compress)

@@ -14,6 +14,8 @@ RETRIEVALS: list[dict] = [
     {"mechanism": "bsbr", "retrieval": "uniform", "compression_factor": 2, "local_chunks": 2},
     {"mechanism": "bsbr", "retrieval": "per_token", "compression_factor": 4},
     {"mechanism": "bsbr", "retrieval": "exact", "top_k": 2},
+    {"mechanism": "bsbr", "chunk_encoder": "delta", "normaliser": "shared", "top_k": 2},
+    {"mechanism": "bsbr", "chunk_encoder": "delta", "normaliser": "shared", "retrieval": "uniform", "local_chunks": 2},
 ]
 OPTIONS: list[dict] = [{"mechanism": name} for name in MECHANISMS] + [
     *RETRIEVALS,
@@ -27,6 +29,7 @@ OPTIONS: list[dict] = [{"mechanism": name} for name in MECHANISMS] + [
     {"mechanism": "gau", "expansion": 1, "key_dim": 6},
     {"mechanism": "linear", "short_conv": 4},
     {"mechanism": "bsbr", "retrieval": "per_token", "local_chunks": 2, "short_conv": 2},
+    {"mechanism": "bsbr", "normaliser": "shared", "retrieval": "per_token", "compression_factor": 2, "short_conv": 2},
     {"mechanism": "gau", "short_conv": 11},
 ]
 

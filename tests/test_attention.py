@@ -25,6 +25,8 @@ BY_RETRIEVAL = [
     *((name, {}) for name in MECHANISMS),
     *(("bsbr", {"retrieval": kind}) for kind in ("none", "uniform", "per_token")),
     ("bsbr", {"retrieval": "exact", "top_k": 2}),
+    ("bsbr", {"chunk_encoder": "delta", "normaliser": "shared"}),
+    ("bsbr", {"retrieval": "per_token", "normaliser": "shared"}),
 ]
 every_retrieval = pytest.mark.parametrize(("name", "options"), BY_RETRIEVAL)
 every_option = pytest.mark.parametrize(
@@ -45,7 +47,11 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "local_chunks": st.integers(1, 3),
     "top_k": st.sampled_from([None, 1, 2]),
 }
-RETRIEVALS = st.sampled_from(["none", "uniform", "per_token"]).map(lambda kind: {"retrieval": kind, "top_k": None})
+PARTS = {"chunk_encoder": st.sampled_from(sorted(bsbr.ENCODERS)), "normaliser": st.sampled_from(bsbr.NORMALISERS)}
+RETRIEVALS = st.fixed_dictionaries(
+    {"retrieval": st.sampled_from(["uniform", "per_token"]), "top_k": st.none(), **PARTS}
+) | st.fixed_dictionaries({"retrieval": st.just("states"), **PARTS})
+RETRIEVALS |= st.just({"retrieval": "none", "top_k": None})
 RETRIEVALS |= st.integers(1, 3).map(lambda count: {"retrieval": "exact", "top_k": count})
 SIZES = ("chunk_size", "window_size")
 
@@ -153,17 +159,22 @@ def step(name: str, case: Case, token: list[Tensor], state: Any) -> tuple[Tensor
     return MODULES[name].step(*token, state, **options)
 
 
+STEPPING = {
+    "local_chunks": 1, "top_k": None, "retrieval": "states", "chunk_encoder": "sum", "normaliser": "separate",
+}  # fmt: skip
+
+
 def step_and_close(case: Case, token: list[Tensor], state: bsbr.AnyState, opened: Tensor) -> tuple[Tensor, Any]:
     """As a mixer does it: a chunk's meta key is the mean of its tokens', its meta query the last one's."""
     q, k, v, meta_q, meta_k = token
-    options = {"local_chunks": 1, "top_k": None, "retrieval": "states", **case.options}
-    local_chunks, top_k, retrieval = (options[name] for name in ("local_chunks", "top_k", "retrieval"))
+    options = {name: case.options.get(name, default) for name, default in STEPPING.items()}
+    local_chunks, top_k, retrieval, chunk_encoder, normaliser = options.values()
     own = meta_q if each_chooses(case) else None
-    out, state = bsbr.step(q, k, v, state, case.size, local_chunks, None, retrieval, own)
+    out, state = bsbr.step(q, k, v, state, case.size, local_chunks, None, retrieval, own, normaliser)
     opened = opened + meta_k
     rows = bsbr.ended(state, case.size)
     if len(rows):
-        sizes = case.size, local_chunks, top_k, None, retrieval
+        sizes = case.size, local_chunks, top_k, None, retrieval, chunk_encoder, normaliser
         state = bsbr.close(rows, meta_q[rows], opened[rows] / case.size, state, *sizes)
         opened[rows] = 0
     return out, (state, opened)
@@ -407,6 +418,27 @@ def test_compressed_states_of_bsbr_follow_the_formula(n, retrieval):
     formula, fast = (form(*inputs, 4, 1, None, *maps, retrieval) for form in (bsbr.reference, bsbr.attend))
     assert relative_error(fast, formula) < 1e-10
     check_gradients("bsbr", gradients(fast, inputs + maps), gradients(formula, inputs + maps), [1e-10] * 7)
+
+
+@pytest.mark.parametrize("chunk_encoder", bsbr.ENCODERS)
+@pytest.mark.parametrize("normaliser", bsbr.NORMALISERS)
+@pytest.mark.parametrize(
+    "retrieval", [{}, {"top_k": 2}, {"local_chunks": 2}, {"retrieval": "uniform"}, {"retrieval": "per_token"}], ids=str
+)
+def test_every_encoder_and_normaliser_follows_the_formula_for_every_retrieval(chunk_encoder, normaliser, retrieval):
+    """Outputs, gradients, and decoding of rows of two lengths from there to the end."""
+    options = {"chunk_encoder": chunk_encoder, "normaliser": normaliser, **retrieval}
+    case = Case(batch=2, heads=2, n=33, head_dim=4, size=5, options=options)
+    tokens = make_tokens("bsbr", case)
+    out, exact = attend("bsbr", case, tokens), reference("bsbr", case, tokens)
+    assert relative_error(out, exact) < 1e-10
+    check_gradients("bsbr", gradients(out, tokens), gradients(exact, tokens), [1e-10] * 5)
+    tokens, rows, position = [x.detach() for x in tokens], torch.arange(2), torch.tensor([3, 16])
+    _, state = prefill("bsbr", case, [x[:, :, :16] for x in tokens], position)
+    while int(position.max()) < case.n:
+        stepped, state = step("bsbr", case, [x[rows, :, position] for x in tokens], state)
+        assert relative_error(stepped, exact[rows, :, position]) < 1e-10
+        position = position + 1
 
 
 # -- What is refused ------------------------------------------------------------------------------

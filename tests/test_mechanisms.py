@@ -44,8 +44,9 @@ def test_every_record_has_a_mixer_and_every_mixer_a_record():
 
 # Another value of each option that mechanisms use, and one that is not the default of `make`.
 OTHERS = dict(
-    chunk_size=4, local_chunks=2, top_k=1, retrieval="uniform", compression_factor=4, window_size=3, feature_map="relu",
-    beta=0.5, num_steps=2, inverse_temperature=2.0, expansion=1, key_dim=16,
+    chunk_size=4, local_chunks=2, top_k=1, retrieval="uniform", compression_factor=4, chunk_encoder="delta",
+    normaliser="shared", window_size=3, feature_map="relu", beta=0.5, num_steps=2, inverse_temperature=2.0, expansion=1,
+    key_dim=16,
 )  # fmt: skip
 
 
@@ -142,6 +143,17 @@ def test_every_parameter_is_trained(options):
         ({"retrieval": "exact"}, "top_k must be a whole number ≥ 1 with retrieval 'exact', the chunks to read, but is"),
         ({"retrieval": "none", "compression_factor": 2}, "retrieval must keep states for them to be compressed, but"),
         ({"retrieval": "exact", "top_k": 1, "compression_factor": 2}, "retrieval must keep states"),
+        ({"chunk_encoder": "mean"}, "chunk_encoder must be one of sum, delta, but is 'mean'"),
+        ({"chunk_encoder": None}, "chunk_encoder must be a name, but is None"),
+        ({"normaliser": "one"}, "normaliser must be one of separate, shared, but is 'one'"),
+        (
+            {"retrieval": "none", "chunk_encoder": "delta"},
+            "chunk_encoder must be 'sum' with retrieval 'none', which makes no states, but is 'delta'; choose a retrieval",
+        ),
+        (
+            {"retrieval": "exact", "top_k": 1, "normaliser": "shared"},
+            "normaliser must be 'separate' with retrieval 'exact', which has one softmax .* choose a retrieval",
+        ),
     ],
 )
 def test_an_option_that_makes_no_model_is_refused(options, message):

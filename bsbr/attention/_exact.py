@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bsbr.attention import standard
-from bsbr.attention._shared import Operations, put, split_chunks
+from bsbr.attention._shared import Operations, accumulate_in, no_autocast, put, split_chunks
 from bsbr.attention._states import exact_scores
 
 
@@ -56,6 +56,38 @@ def _window_mask(
     token, slot = torch.arange(chunk_size, device=device), torch.arange(window, device=device)
     start = (torch.arange(chunks, device=device) - missing) * chunk_size
     return (slot <= token[:, None] + behind) & (slot + start[:, None, None] >= 0)
+
+
+def local_beside(
+    q: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    k: Float[Tensor, "batch heads known chunk_size head_dim"],
+    v: Float[Tensor, "batch heads known chunk_size head_dim"],
+    beside: Float[Tensor, "batch heads chunks chunk_size head_dim"],
+    mass: Float[Tensor, "batch heads chunks tokens"],
+    local_chunks: int,
+) -> Float[Tensor, "batch heads chunks chunk_size head_dim"]:
+    """`local` by a softmax with one more entry for each token: `beside`, of weight e^`mass`. `tokens` may be 1."""
+    chunks, chunk_size = q.shape[2:4]
+    missing = chunks + local_chunks - 1 - k.shape[2]
+    k, v = (_windows(x, chunks, local_chunks) for x in (k, v))
+    return read_beside(q, k, v, _window_mask(chunks, missing, chunk_size, local_chunks, q.device), beside, mass)
+
+
+def read_beside(
+    q: Float[Tensor, "*batch rows head_dim"],
+    k: Float[Tensor, "*batch slots head_dim"],
+    v: Float[Tensor, "*batch slots head_dim"],
+    seen: Bool[Tensor, "... rows slots"],
+    beside: Float[Tensor, "*batch rows head_dim"],
+    mass: Float[Tensor, "*batch tokens"],
+) -> Float[Tensor, "*batch rows head_dim"]:
+    """(Σ_i e^(q · k_i / √p) v_i + e^mass beside) / (Σ_i e^(q · k_i / √p) + e^mass), i over the keys that are seen."""
+    dtype, wide = q.dtype, accumulate_in(q.dtype)
+    q, k, v, beside = (x.to(wide) for x in (q, k, v, beside))
+    with no_autocast(q):
+        near = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~seen, -math.inf)
+        weights = torch.cat([near, mass[..., None].to(wide).expand(*near.shape[:-1], 1)], dim=-1).softmax(-1)
+        return (weights[..., :-1] @ v + weights[..., -1:] * beside).to(dtype)
 
 
 # -- Chosen chunks --------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The states of chunks, and how a chunk, or a token, mixes those before it."""
+"""How a chunk, or a token, mixes the states of the chunks before it."""
 
 import math
 
@@ -17,18 +17,6 @@ def complete_chunks(
     return x[:, :, : complete * chunk_size].unflatten(2, (complete, chunk_size))
 
 
-def chunk_states(
-    k: Float[Tensor, "batch heads chunks chunk_size head_dim"],
-    v: Float[Tensor, "batch heads chunks chunk_size head_dim"],
-    compress: Float[Tensor, "heads head_dim state_dim"] | None,
-) -> Float[Tensor, "batch heads chunks head_dim state_dim"]:
-    """F_j = K_jᵀ V_j / B, with compressed values if asked."""
-    if compress is not None:
-        v = v @ compress[:, None]
-    scale = k.shape[-2] ** -0.5  # on both before they are summed, since float16 does not hold the sum of a chunk
-    return (k * scale).transpose(-1, -2) @ (v * scale)
-
-
 def mix(
     meta_q: Float[Tensor, "batch heads rows head_dim"],
     meta_k: Float[Tensor, "batch heads chunks head_dim"],
@@ -39,10 +27,18 @@ def mix(
 
     A row is a chunk here, so this is causal attention of chunks.
     """
-    rows, chunks = meta_q.shape[2], meta_k.shape[2]
-    scores = meta_q @ meta_k.transpose(-1, -2) / math.sqrt(meta_q.shape[-1])
-    later = torch.ones(rows, chunks, dtype=torch.bool, device=scores.device).triu(1 + chunks - rows)
-    return _weigh(scores.masked_fill(later, -math.inf), states, top_k)
+    return _weigh(_causal(meta_q @ meta_k.transpose(-1, -2) / math.sqrt(meta_q.shape[-1])), states, top_k)
+
+
+def mix_and_mass(
+    meta_q: Float[Tensor, "batch heads rows head_dim"],
+    meta_k: Float[Tensor, "batch heads chunks head_dim"],
+    states: Float[Tensor, "batch heads chunks head_dim state_dim"],
+    top_k: int | None,
+) -> tuple[Float[Tensor, "batch heads rows head_dim state_dim"], Float[Tensor, "batch heads rows"]]:
+    """`mix`, and the logarithm of what its softmax divides by: of the sum of e^(R · H / √p)."""
+    scores = _causal(exact_scores(meta_q, meta_k))
+    return _weigh(scores.to(meta_q.dtype), states, top_k), _log_sum(scores, top_k)
 
 
 def retrieve(
@@ -51,11 +47,27 @@ def retrieve(
     states: Float[Tensor, "rows heads chunks head_dim state_dim"],
     available: Int[Tensor, " rows"],
     top_k: int | None,
-) -> Float[Tensor, "rows heads head_dim state_dim"]:
-    """One chunk's mix of its row's first `available` states; zeros where there are none."""
-    scores = meta_q[:, :, None] @ meta_k.transpose(-1, -2) / math.sqrt(meta_q.shape[-1])
-    scores, any_there = available_only(scores, available)
-    return _weigh(scores, states, top_k)[:, :, 0] * any_there
+) -> tuple[Float[Tensor, "rows heads head_dim state_dim"], Float[Tensor, "rows heads"]]:
+    """`mix_and_mass` for one chunk of each row and the row's first `available` states; zeros and −∞ without any."""
+    scores, any_there = available_only(exact_scores(meta_q[:, :, None], meta_k), available)
+    mixed = _weigh(scores.to(meta_q.dtype), states, top_k)[:, :, 0] * any_there
+    return mixed, _log_sum(scores, top_k)[:, :, 0].masked_fill(~any_there[:, :, 0, 0], -math.inf)
+
+
+def _causal(scores: Float[Tensor, "batch heads rows chunks"]) -> Float[Tensor, "batch heads rows chunks"]:
+    """−∞ for the chunks that are too late: the last row has none, each row before it one more."""
+    rows, chunks = scores.shape[-2:]
+    later = torch.ones(rows, chunks, dtype=torch.bool, device=scores.device).triu(1 + chunks - rows)
+    return scores.masked_fill(later, -math.inf)
+
+
+def _log_sum(
+    scores: Float[Tensor, "batch heads rows chunks"], top_k: int | None
+) -> Float[Tensor, "batch heads rows"]:
+    """log Σ e^score over chunks, or over the `top_k` highest."""
+    if top_k is not None and top_k < scores.shape[-1]:
+        scores = scores.topk(top_k, dim=-1).values
+    return scores.logsumexp(-1)
 
 
 def _weigh(
@@ -137,17 +149,19 @@ def read_by_token(
     meta_q: Float[Tensor, "batch heads chunks chunk_size head_dim"],
     meta_k: Float[Tensor, "batch heads chunks head_dim"],
     states: Float[Tensor, "batch heads chunks head_dim state_dim"],
-) -> Float[Tensor, "batch heads chunks chunk_size state_dim"]:
+) -> tuple[Float[Tensor, "batch heads chunks chunk_size state_dim"], Float[Tensor, "batch heads chunks chunk_size"]]:
     """Σ_j A_tj q_t F_j for the tokens of the chunks that retrieve, of which number c reads the states 0 … c.
 
-    Σ_j A_tj q_t F_j is one product, of the row A_t ⊗ q_t with the states beneath each other: no token's mix is built.
+    And the logarithm of what the softmax of A_t divides by. Σ_j A_tj q_t F_j is one product, of the row A_t ⊗ q_t with
+    the states beneath each other: no token's mix is built.
     """
-    outputs = []
+    outputs, masses = [], []
     for c in range(states.shape[2]):
-        weights = exact_scores(meta_q[:, :, c], meta_k[:, :, : c + 1]).softmax(-1).to(q.dtype)
-        weighted = (weights[..., None] * q[:, :, c, :, None]).flatten(3)
+        scores = exact_scores(meta_q[:, :, c], meta_k[:, :, : c + 1])
+        weighted = (scores.softmax(-1).to(q.dtype)[..., None] * q[:, :, c, :, None]).flatten(3)
         outputs.append(weighted @ states[:, :, : c + 1].flatten(2, 3))
-    return torch.stack(outputs, dim=2)
+        masses.append(scores.logsumexp(-1))
+    return torch.stack(outputs, dim=2), torch.stack(masses, dim=2)
 
 
 def mix_of_token(
@@ -155,8 +169,9 @@ def mix_of_token(
     meta_k: Float[Tensor, "rows heads chunks head_dim"],
     states: Float[Tensor, "rows heads chunks head_dim state_dim"],
     available: Int[Tensor, " rows"],
-) -> Float[Tensor, "rows heads head_dim state_dim"]:
-    """One token's mix of its row's first `available` states; zeros where there are none."""
+) -> tuple[Float[Tensor, "rows heads head_dim state_dim"], Float[Tensor, "rows heads"]]:
+    """One token's mix of its row's first `available` states, and its mass; zeros and −∞ where there are none."""
     scores, any_there = available_only(exact_scores(meta_q[:, :, None], meta_k), available)
     weights = (scores.softmax(-1) * any_there).to(states.dtype)
-    return (weights @ states.flatten(3))[:, :, 0].unflatten(-1, states.shape[-2:])
+    mass = scores.logsumexp(-1)[:, :, 0].masked_fill(~any_there[:, :, 0, 0], -math.inf)
+    return (weights @ states.flatten(3))[:, :, 0].unflatten(-1, states.shape[-2:]), mass

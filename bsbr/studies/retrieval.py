@@ -19,6 +19,8 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "choice by token": {"mechanism": "bsbr", "retrieval": "per_token"},
         f"best {TOP}": {"mechanism": "bsbr", "top_k": TOP},
         f"best {TOP}, read exactly": {"mechanism": "bsbr", "retrieval": "exact", "top_k": TOP},
+        "corrected states": {"mechanism": "bsbr", "chunk_encoder": "delta"},
+        "one normaliser": {"mechanism": "bsbr", "normaliser": "shared"},
     }
 )
 
