@@ -15,7 +15,7 @@ from bsbr.mechanisms import MECHANISMS, How, Mechanism
 
 N, CHUNK, WINDOW = 16, 4, 4
 STEP, GAP = 11, 1
-COLOURS = {"exact": "#0072B2", "state": "#E69F00", "corrected": "#009E73", "future": "#d1495b"}
+COLOURS = {"exact": "#0072B2", "chosen": "#56B4E9", "state": "#E69F00", "corrected": "#009E73", "future": "#d1495b"}
 LEGEND = {"exact": "read exactly, by softmax", "state": "read through its chunk's state"}
 
 

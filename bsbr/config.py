@@ -47,14 +47,15 @@ class ModelConfig:
     num_heads: int = 4  # heads of hidden_dim / num_heads dimensions each
     ff_dim: int = 512  # dimensions inside the feed-forward network
     dropout: float = 0.0  # the probability that a number is left out in training
-    chunk_size: int = 128  # bsbr, and the chunks of mixed chunk attention in gau
+    chunk_size: int = 128  # bsbr, moba, and the chunks of mixed chunk attention in gau
     local_chunks: int = 1  # bsbr: chunks read exactly, the own one included
     top_k: int | None = None  # bsbr: retrieve from this many chunks only; None for all
     retrieval: str = "states"  # bsbr: what earlier chunks give, a name in bsbr.attention.bsbr.RETRIEVALS
     compression_factor: int | None = None  # bsbr: states of head_dim² / compression_factor numbers
     window_size: int = 128  # sliding_window: tokens read, the current one included
     feature_map: str = "elu"  # linear: a name in bsbr.attention.linear.FEATURE_MAPS
-    beta: float | None = None  # deltanet: how far each token corrects the memory, in (0, 1]; None to learn it
+    read_chunks: int = 3  # moba: chunks that a token reads exactly, its own and the earlier ones that fit it best
+    beta: float | None = None  # deltanet, gated_deltanet: how far each token corrects the memory, in (0, 1]; None to learn it
     num_steps: int = 1  # hopfield: updates of the query, the last of which reads the values
     inverse_temperature: float | None = None  # hopfield; None for 1/√head_dim
     expansion: int = 2  # gau: values have expansion · hidden_dim dimensions

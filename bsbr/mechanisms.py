@@ -11,11 +11,14 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Literal, Protocol
 
-How = Literal["exact", "state", "corrected", "future", ""]
+How = Literal["exact", "chosen", "state", "corrected", "future", ""]
 
 
 class Reads(Protocol):
-    """How token i reads token j, "" for not at all, where a chunk or window has `size` tokens."""
+    """How token i reads token j, "" for not at all, where a chunk or window has `size` tokens.
+
+    "chosen" is exactly, or not at all: what is in the texts decides.
+    """
 
     def __call__(self, i: int, j: int, size: int) -> How: ...
 
@@ -24,13 +27,13 @@ class Reads(Protocol):
 class Mechanism:
     """What pages, charts and configs say of one mechanism.
 
-    In `time` and `kept`: n tokens, p dimensions of a head, B tokens of a chunk, w of a window, s and e dimensions of a
-    key and of a value where these differ.
+    In `time` and `kept`: n tokens, p dimensions of a head, B tokens of a chunk, r chunks that are read, w tokens of a
+    window, s and e dimensions of a key and of a value where these differ.
 
     Examples:
         >>> from bsbr import MECHANISMS
         >>> list(MECHANISMS)
-        ['standard', 'bsbr', 'linear', 'deltanet', 'sliding_window', 'hopfield', 'gau']
+        ['standard', 'bsbr', 'linear', 'deltanet', 'sliding_window', 'hopfield', 'gau', 'gated_deltanet', 'moba']
         >>> MECHANISMS["sliding_window"].options
         ('window_size',)
     """
@@ -69,13 +72,21 @@ def _chunks(i: int, j: int, size: int) -> How:
     return "state" if j < i else ""
 
 
+def _chosen_chunks(i: int, j: int, size: int) -> How:
+    """Exactly up to its own within the chunk, earlier chunks exactly if they are chosen."""
+    if i // size == j // size:
+        return "exact" if j <= i else ""
+    return "chosen" if j < i else ""
+
+
 def _window(i: int, j: int, size: int) -> How:
     """The last tokens, its own among them."""
     return "exact" if i - size < j <= i else ""
 
 
 # -- The mechanisms -------------------------------------------------------------------------------
-# Colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers.
+# Colours are those of Okabe and Ito (2008), which stay apart for colour-blind readers. Of theirs, black and yellow are
+# left, one of which is lost on a dark page and the other on a light one: the last two are the next of the charts' own.
 
 _RECORDS = (
     Mechanism(
@@ -155,6 +166,28 @@ _RECORDS = (
         time="n B (s+e) + n s e",
         kept="$B(s+e) + 2se$, for one head",
         reads=_chunks,
+    ),
+    Mechanism(
+        "gated_deltanet",
+        title="Gated DeltaNet",
+        colour="#A0522D",
+        options=("beta",),
+        growth="linear",
+        reading="all before it, as a corrected memory that fades",
+        time="n p^2",
+        kept="$p^2$",
+        reads=_all("corrected"),
+    ),
+    Mechanism(
+        "moba",
+        title="MoBA",
+        colour="#7D8A1E",
+        options=("chunk_size", "read_chunks"),
+        growth="linear",
+        reading="its chunk and the earlier ones that fit it best, exactly",
+        time="n r B p + n^2 p / B",
+        kept="$2np + np/B$, grows",
+        reads=_chosen_chunks,
     ),
 )
 

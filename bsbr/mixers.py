@@ -7,6 +7,7 @@ record of `bsbr.mechanisms`; models call `make` and know none of them otherwise.
 
 from __future__ import annotations
 
+import math
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bsbr.attention import bsbr, deltanet, gau, hopfield, linear, sliding_window, standard
+from bsbr.attention import bsbr, deltanet, gated_deltanet, gau, hopfield, linear, moba, sliding_window, standard
 from bsbr.attention._shared import Operations, accumulate_in
 from bsbr.config import ModelConfig
 from bsbr.mechanisms import MECHANISMS
@@ -332,6 +333,44 @@ class DeltaNet(Mixer, mechanism="deltanet"):
     def operations(self, n: int) -> Operations:
         """As those of any mixer, and the projection to β where that is learned."""
         return super().operations(n) + (_projecting(n, self.beta_proj) if self.beta is None else Operations(0, 0))
+
+
+class GatedDeltaNet(DeltaNet, mechanism="gated_deltanet"):
+    """The delta rule on a memory that fades, for each head and token by α = exp(−A · softplus(w · x + b)).
+
+    A > 0 and b are learned, one of each for a head. They begin as in Mamba-2 (Dao and Gu 2024, arXiv:2405.21060), whose
+    form this is: A between 1 and 16 and softplus(b) between 0.001 and 0.1, so that some heads begin by keeping what they
+    read for a few tokens and some for many.
+    """
+
+    attention = gated_deltanet
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.decay_proj = nn.Linear(config.hidden_dim, config.num_heads, bias=False)
+        rate, step = (1, 16), (math.log(0.001), math.log(0.1))
+        self.log_rate = nn.Parameter(torch.empty(config.num_heads).uniform_(*rate).log())
+        self.decay_bias = nn.Parameter(torch.empty(config.num_heads).uniform_(*step).exp().expm1().log())
+
+    def project(self, x: Tensor, rotary: Rotary, inputs: Tensor | None = None) -> tuple[Tensor, ...]:
+        """q, k, v, β and log α of each token, the last in float32 or wider; (batch, heads, n) each of these two."""
+        wide = accumulate_in(x.dtype)
+        step = F.softplus(self.decay_proj(x).to(wide) + self.decay_bias.to(wide))
+        return *super().project(x, rotary, inputs), (-self.log_rate.to(wide).exp() * step).transpose(1, 2)
+
+    def operations(self, n: int) -> Operations:
+        """As those of `DeltaNet`, and the projection to α."""
+        return super().operations(n) + _projecting(n, self.decay_proj)
+
+
+class MoBA(Mixer, mechanism="moba"):
+    """Softmax attention to the own chunk and to the earlier ones whose mean key fits a token's query best."""
+
+    attention = moba
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self._options = {"chunk_size": config.chunk_size, "read_chunks": config.read_chunks}
 
 
 class SlidingWindow(Mixer, mechanism="sliding_window"):

@@ -25,6 +25,8 @@ OPTIONS: list[dict] = [{"mechanism": name} for name in MECHANISMS] + [
     {"mechanism": "deltanet", "beta": 0.5},
     {"mechanism": "hopfield", "num_steps": 3, "inverse_temperature": 2.0},
     {"mechanism": "gau", "expansion": 1, "key_dim": 6},
+    {"mechanism": "moba", "read_chunks": 2},
+    {"mechanism": "gated_deltanet", "beta": 0.5},
     {"mechanism": "linear", "short_conv": 4},
     {"mechanism": "bsbr", "retrieval": "per_token", "local_chunks": 2, "short_conv": 2},
     {"mechanism": "gau", "short_conv": 11},

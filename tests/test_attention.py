@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, get_args
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -34,6 +35,7 @@ every_option = pytest.mark.parametrize(
         *(("linear", {"feature_map": each}) for each in linear.FEATURE_MAPS),
         ("hopfield", {"num_steps": 3, "inverse_temperature": 2.0}),
         ("bsbr", {"local_chunks": 2, "top_k": 1}),
+        ("moba", {"read_chunks": 4}),
     ],
 )
 CHECKS = settings(max_examples=40, deadline=None, derandomize=True)
@@ -44,10 +46,12 @@ OPTIONS: dict[str, st.SearchStrategy[Any]] = {
     "inverse_temperature": st.sampled_from([None, 0.2, 2.0]),
     "local_chunks": st.integers(1, 3),
     "top_k": st.sampled_from([None, 1, 2]),
+    "read_chunks": st.integers(1, 4),
 }
 RETRIEVALS = st.sampled_from(["none", "uniform", "per_token"]).map(lambda kind: {"retrieval": kind, "top_k": None})
 RETRIEVALS |= st.integers(1, 3).map(lambda count: {"retrieval": "exact", "top_k": count})
 SIZES = ("chunk_size", "window_size")
+DEFAULTS = {"read_chunks": 2}  # of options that functions have to be given
 
 
 class Case(NamedTuple):
@@ -98,7 +102,8 @@ def make_tokens(name: str, case: Case, dtype: torch.dtype = torch.float64, seed:
     def normal(argument: str, *rest: int) -> Tensor:
         # Drawn in float32 so that both precisions see the same numbers.
         x = torch.randn(case.batch, case.heads, case.n, *rest, generator=generator)
-        return (x.sigmoid() if argument == "beta" else x).to(dtype).requires_grad_()
+        shape = {"beta": torch.sigmoid, "log_decay": F.logsigmoid}.get(argument, lambda x: x)
+        return shape(x).to(dtype).requires_grad_()
 
     return [normal(argument, *(dims[last[-1]] if len(last) > 1 else ())) for argument, last in shapes(name).items()]
 
@@ -109,7 +114,8 @@ def sequence(name: str, case: Case, tokens: list[Tensor]) -> tuple[list[Tensor],
     Or the meta query of each token, where each chooses.
     """
     known = inspect.signature(MODULES[name].reference).parameters
-    options = {**case.options, **{size: case.size for size in SIZES if size in known}}
+    sizes = {size: case.size for size in SIZES if size in known}
+    options = {**{option: value for option, value in DEFAULTS.items() if option in known}, **case.options, **sizes}
     if MODULES[name] is not bsbr:
         return tokens, options
     q, k, v, meta_q, meta_k = tokens
@@ -262,7 +268,7 @@ def test_no_mechanism_sees_the_future(name, data):
     assert torch.equal(attend(name, case, changed)[:, :, :t], attend(name, case, tokens)[:, :, :t])
 
 
-@pytest.mark.parametrize("name", ["linear", "deltanet"])
+@pytest.mark.parametrize("name", ["linear", "deltanet", "gated_deltanet"])
 def test_the_chunk_is_a_choice_of_speed_only(name):
     case = Case(batch=1, heads=2, n=77, head_dim=8, size=1, options={})
     tokens = make_tokens(name, case)
@@ -277,7 +283,7 @@ def test_the_chunk_is_a_choice_of_speed_only(name):
 def test_half_precision_stays_close_and_finite(name, options, dtype, n):
     """Inputs five times as large as usual; every step of the arithmetic must stay in the range of the dtype."""
     case = Case(batch=1, heads=2, n=n, head_dim=16, size=64, options=options)
-    large = 1.0 if name == "deltanet" else 5.0
+    large = 1.0 if "beta" in shapes(name) else 5.0  # beyond 1, β makes memories grow
     tokens = [(x.detach() * large).to(dtype).requires_grad_() for x in make_tokens(name, case)]
     out = attend(name, case, tokens)
     assert out.dtype == dtype

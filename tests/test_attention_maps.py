@@ -66,6 +66,11 @@ def test_positive_inputs_show_what_a_mechanism_can_read(name: str) -> None:
         found = maps.of_mixer(mixer, x, rotary, positive=True)[0, 0] != 0
     t = torch.arange(len(found))
     can = (t[:, None] - t < 7) if name == "sliding_window" else torch.ones_like(found)
+    if name == "moba":  # of earlier chunks it can read any two, and these tokens have chosen
+        chunks = torch.nn.functional.pad(found, (0, 3)).unflatten(1, (6, 8))
+        earlier = torch.arange(6) < t[:, None] // 8
+        assert torch.equal((chunks.any(2) & earlier).sum(1), earlier.sum(1).clamp(max=2))
+        can = ((chunks.all(2) & earlier) | ~earlier).repeat_interleave(8, 1)[:, :45]
     assert torch.equal(found, can & (t <= t[:, None]))
 
 

@@ -23,6 +23,10 @@ OPTIONS: list[dict] = [
     {"mechanism": "deltanet", "beta": 0.5},
     {"mechanism": "hopfield", "num_steps": 3},
     {"mechanism": "gau", "expansion": 1, "key_dim": 6},
+    {"mechanism": "gated_deltanet", "beta": 0.5},
+    {"mechanism": "moba", "read_chunks": 1},
+    {"mechanism": "moba", "read_chunks": 2, "chunk_size": 20},
+    {"mechanism": "moba", "read_chunks": 12, "chunk_size": 20},
     *({"mechanism": name, "short_conv": 4} for name in MECHANISMS),
     {"mechanism": ("bsbr", "gau", "bsbr", "standard"), "num_layers": 4},
 ]
@@ -50,7 +54,7 @@ def test_counted_operations_of_both_passes_are_those_of_the_formulas(mechanism, 
 @pytest.mark.parametrize("n", [1, 64, 65, 300, 1111])
 def test_the_formulas_hold_for_every_option(options, n):
     sizes = dict(vocab_size=10, hidden_dim=32, num_heads=2, ff_dim=48, chunk_size=64)
-    config = ModelConfig(**sizes, **options)
+    config = ModelConfig(**{**sizes, **options})
     assert operations.count_passes(config, n) == operations.expected(config, n)
 
 

@@ -18,6 +18,9 @@ OPTIONS: list[dict] = [
     {"mechanism": "hopfield", "num_steps": 3, "inverse_temperature": 2.0},
     {"mechanism": "gau", "expansion": 1, "key_dim": 6},
     {"mechanism": "sliding_window", "window_size": 1},
+    {"mechanism": "gated_deltanet", "beta": 0.5},
+    {"mechanism": "moba", "read_chunks": 1},
+    {"mechanism": "moba", "read_chunks": 2, "chunk_size": 3},
     *RETRIEVALS,
 ]
 every_mechanism = pytest.mark.parametrize("name", MECHANISMS)
@@ -44,7 +47,7 @@ def test_every_record_has_a_mixer_and_every_mixer_a_record():
 
 # Another value of each option that mechanisms use, and one that is not the default of `make`.
 OTHERS = dict(
-    chunk_size=4, local_chunks=2, top_k=1, retrieval="uniform", compression_factor=4, window_size=3, feature_map="relu",
+    chunk_size=4, local_chunks=2, top_k=1, read_chunks=2, retrieval="uniform", compression_factor=4, window_size=3, feature_map="relu",
     beta=0.5, num_steps=2, inverse_temperature=2.0, expansion=1, key_dim=16,
 )  # fmt: skip
 
@@ -134,6 +137,8 @@ def test_every_parameter_is_trained(options):
         ({"mechanism": "sliding_window", "window_size": 0}, "window_size must be a whole number ≥ 1"),
         ({"mechanism": "hopfield", "num_steps": 0}, "num_steps must be a whole number ≥ 1"),
         ({"mechanism": "hopfield", "inverse_temperature": 0.0}, "inverse_temperature must be > 0 and finite, or None"),
+        ({"mechanism": "gated_deltanet", "beta": 1.5}, r"beta must lie in \(0, 1\]"),
+        ({"mechanism": "moba", "read_chunks": 0}, "read_chunks must be a whole number ≥ 1"),
         ({"mechanism": "gau", "key_dim": 7}, "key_dim must be even"),
         ({"mechanism": "gau", "expansion": 1.5}, "expansion must be a whole number ≥ 1"),
         ({"retrieval": "top"}, "retrieval must be one of states, none, uniform, per_token, exact, but is 'top'"),

@@ -133,15 +133,18 @@ def test_kernels_are_among_the_weights_that_decay():
 
 
 # What a checkpoint of the default config holds in each layer's mixer, beside the same blocks for all.
-PLAIN = ("standard", "linear", "sliding_window", "hopfield")
+PLAIN = ("standard", "linear", "sliding_window", "hopfield", "moba")
 MIXERS = {name: ["in_proj.weight", "out_proj.weight"] for name in PLAIN} | {
     "bsbr": ["in_proj.weight", "out_proj.weight", "meta_q_proj.weight", "meta_k_proj.weight"],
     "deltanet": ["in_proj.weight", "out_proj.weight", "beta_proj.weight"],
+    "gated_deltanet": [
+        "log_rate", "decay_bias", "in_proj.weight", "out_proj.weight", "beta_proj.weight", "decay_proj.weight",
+    ],
     "gau": ["scale", "offset", "in_proj.weight", "out_proj.weight", "gate_proj.weight"],
 }
 
 
-@pytest.mark.parametrize("name", MIXERS)
+@pytest.mark.parametrize("name", MECHANISMS)
 def test_a_checkpoint_without_options_keeps_its_names(name):
     rest = ["mixer_norm.weight", "mixer_norm.bias", "ff_norm.weight", "ff_norm.bias", "ff.0.weight", "ff.2.weight"]
     layer = [*rest, *(f"mixer.{own}" for own in MIXERS[name])]

@@ -85,13 +85,16 @@ def test_only_some_tokens_are_asked_for_their_mass(llama: LlamaForCausalLM, ids:
 
 
 @pytest.mark.parametrize("name", MECHANISMS)
-def test_by_structure_only_a_window_leaves_pairs_out(name: str) -> None:
+def test_by_structure_only_a_window_and_a_choice_leave_pairs_out(name: str) -> None:
     config = ModelConfig(name, hidden_dim=16, num_heads=1, key_dim=16, chunk_size=CHUNK, window_size=CHUNK)
     found = attention_maps.of_mechanism(config, N, positive=True)
     rows = sparsity.of_mechanism(found, CHUNK, [16, N])
     for n in (16, N):
         pairs = n * (n + 1) // 2
-        seen = sum(min(t + 1, CHUNK) for t in range(n)) if name == "sliding_window" else pairs
+        seen = {
+            "sliding_window": sum(min(t + 1, CHUNK) for t in range(n)),
+            "moba": sum(t % CHUNK + 1 + CHUNK * min(t // CHUNK, config.read_chunks - 1) for t in range(n)),
+        }.get(name, pairs)
         assert value(rows, "density", n=n, scope="overall") == pytest.approx(100 * seen / pairs)
         assert value(rows, "density", n=n, scope="within") == 100
 

@@ -99,12 +99,12 @@ def attend(
     near = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, -math.inf)
     far = best.to(q.dtype).repeat_interleave(chunk_size, -1)[:, :, :, None]
     mask = torch.cat([near.expand(batch, heads, -1, -1, -1), far.expand(-1, -1, -1, chunk_size, -1)], -1)
-    keys, values = (torch.cat([_windows(x, chunks, local_chunks), _tokens(x, chosen)], dim=3) for x in (k, v))
+    keys, values = (torch.cat([_windows(x, chunks, local_chunks), chunk_tokens(x, chosen)], dim=3) for x in (k, v))
     alone, keys, values, mask = (x.flatten(0, 2)[:, None] for x in (q, keys, values, mask))
     return F.scaled_dot_product_attention(alone, keys, values, attn_mask=mask).reshape(q.shape)
 
 
-def _tokens(
+def chunk_tokens(
     x: Float[Tensor, "batch heads known chunk_size dim"], chosen: Int[Tensor, "batch heads rows count"]
 ) -> Float[Tensor, "batch heads rows tokens dim"]:
     """The tokens of the chunks that each row has chosen."""
@@ -145,6 +145,23 @@ def _choose(
     return F.pad(best.masked_fill(none, 0.0), room), F.pad(chosen.masked_fill(none, -1), room, value=-1)
 
 
+def keep_token(
+    kv: Float[Tensor, "batch heads capacity slots twice_head_dim"],
+    k: Float[Tensor, "batch heads head_dim"],
+    v: Float[Tensor, "batch heads head_dim"],
+    position: Int[Tensor, " batch"],
+    chunk_size: int,
+) -> Float[Tensor, "batch heads capacity slots twice_head_dim"]:
+    """Chunks of keys beside values with one more token of each row, and with room for it."""
+    now, slot = position // chunk_size, position % chunk_size
+    if kv.shape[3] < chunk_size and int(slot.max()) >= kv.shape[3]:  # the first chunk, which has no end yet
+        kv = F.pad(kv, (0, 0, 0, min(max(kv.shape[3], 64), chunk_size - kv.shape[3])))
+    if int(now.max()) >= kv.shape[2]:
+        kv = F.pad(kv, (0, 0, 0, 0, 0, kv.shape[2]))
+    rows = torch.arange(len(position), device=kv.device)
+    return put(kv, (rows, slice(None), now, slot), torch.cat([k, v], dim=-1))
+
+
 def step(
     q: Float[Tensor, "batch heads head_dim"],
     k: Float[Tensor, "batch heads head_dim"],
@@ -155,13 +172,8 @@ def step(
 ) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
     """One token after `state`, which reads local_chunks + top_k chunks, whatever came before."""
     position, heads = state.length, q.shape[1]
-    now, slot, kv = position // chunk_size, position % chunk_size, state.kv
-    if kv.shape[3] < chunk_size and int(slot.max()) >= kv.shape[3]:  # the first chunk, which has no end yet
-        kv = F.pad(kv, (0, 0, 0, min(max(kv.shape[3], 64), chunk_size - kv.shape[3])))
-    if int(now.max()) >= kv.shape[2]:
-        kv = F.pad(kv, (0, 0, 0, 0, 0, kv.shape[2]))
-    rows, offset = torch.arange(len(position), device=q.device), torch.arange(kv.shape[3], device=q.device)
-    kv = put(kv, (rows, slice(None), now, slot), torch.cat([k, v], dim=-1))
+    now, kv = position // chunk_size, keep_token(state.kv, k, v, position, chunk_size)
+    offset = torch.arange(kv.shape[3], device=q.device)
     near_chunks = torch.arange(min(local_chunks, kv.shape[2]), device=q.device)
     window = now[:, None] - near_chunks  # its own first; negative before the text
     place = window[:, :, None] * chunk_size + offset
@@ -169,7 +181,7 @@ def step(
     near = torch.zeros(seen.shape, dtype=state.bias.dtype, device=q.device).masked_fill(~seen, -math.inf)
     far = state.bias.masked_fill(state.chosen < 0, -math.inf).repeat_interleave(kv.shape[3], -1)
     which = torch.cat([window[:, None].expand(-1, heads, -1), state.chosen], dim=-1).clamp(min=0)
-    keys, values = _tokens(kv, which[:, :, None])[:, :, 0].chunk(2, dim=-1)
+    keys, values = chunk_tokens(kv, which[:, :, None])[:, :, 0].chunk(2, dim=-1)
     mask = torch.cat([near, far], dim=-1)[:, :, None].to(q.dtype)
     out = F.scaled_dot_product_attention(q[:, :, None], keys, values, attn_mask=mask)
     return out[:, :, 0], state._replace(kv=kv, length=position + 1)

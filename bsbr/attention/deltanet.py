@@ -10,6 +10,7 @@ section 4.2; L2 norms and the chunkwise form from Yang et al. 2024 (arXiv:2406.0
 Time: O(n·p²) and O(n·B·p) in chunks of B tokens, B a choice of speed alone. State: p² numbers.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -64,7 +65,7 @@ def attend(
     chunk_size: int = 64,
 ) -> Float[Tensor, "batch heads n head_dim"]:
     """`reference` in batched products over chunks; only one p × p product a chunk is left in sequence."""
-    return _scan(q, k, v, beta, chunk_size)[0]
+    return scan_chunks(q, k, v, beta, None, chunk_size)[0]
 
 
 @checked
@@ -79,7 +80,7 @@ def prefill(
     """`attend`, and the state after the first `lengths` tokens of each row (all n of them by default)."""
     if lengths is not None:  # a token with β = 0 changes nothing
         beta = beta * is_before(lengths, k.shape[2])[..., 0]
-    out, memory = _scan(q, k, v, beta, chunk_size)
+    out, memory = scan_chunks(q, k, v, beta, None, chunk_size)
     return out, State(memory)
 
 
@@ -92,7 +93,7 @@ def step(
 ) -> tuple[Float[Tensor, "batch heads head_dim"], State]:
     """One token after `state`: O(head_dim²) time, whatever came before."""
     dtype, memory = q.dtype, state.memory
-    q, k = _normalise(q)[:, :, None], _normalise(k)[:, :, None]
+    q, k = normalise(q)[:, :, None], normalise(k)[:, :, None]
     with no_autocast(q):
         correction = beta[..., None, None] * (v[:, :, None] - k @ memory)
         memory = memory + k.transpose(-1, -2) * correction
@@ -117,15 +118,17 @@ def operations(n: int, heads: int, head_dim: int, chunk_size: int = 64) -> Opera
     return Operations.of_products(forward, solves - unused - start).times(heads)
 
 
-def _normalise(x: Float[Tensor, "*rest head_dim"]) -> Float[Tensor, "*rest head_dim"]:
+def normalise(x: Float[Tensor, "*rest head_dim"]) -> Float[Tensor, "*rest head_dim"]:
+    """Divided by the L2 norm, in float32 or wider."""
     return F.normalize(x.to(accumulate_in(x.dtype)), dim=-1, eps=SMALLEST_NORM)
 
 
-def _scan(
+def scan_chunks(
     q: Float[Tensor, "batch heads n head_dim"],
     k: Float[Tensor, "batch heads n head_dim"],
     v: Float[Tensor, "batch heads n head_dim"],
     beta: Float[Tensor, "batch heads n"],
+    log_decay: Float[Tensor, "batch heads n"] | None,
     chunk_size: int,
 ) -> tuple[Float[Tensor, "batch heads n head_dim"], Float[Tensor, "batch heads head_dim head_dim"]]:
     """All outputs, and the last state.
@@ -135,27 +138,59 @@ def _scan(
 
         O  = Q S + A (U − W S) = A U + (Q − A W) S        A = lower part of Q Kᵀ
         S' = S + Kᵀ (U − W S) = Kᵀ U + (I − Kᵀ W) S
+
+    With a decay, `bsbr.attention.gated_deltanet`, what was written at i has faded by t to γ_t / γ_i of itself, where
+    γ_t is the product of the chunk's decays up to t and γ that of all. K Kᵀ and Q Kᵀ are multiplied by those quotients,
+    K in [W, U] and the Q that reads S by γ_t, and S and K in S' by γ and γ / γ_t.
     """
     dtype, wide, dim = q.dtype, accumulate_in(q.dtype), k.shape[-1]
     identity = torch.eye(dim, dtype=wide, device=k.device)
 
-    def read(memory: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+    def read(memory: Tensor, q: Tensor, k: Tensor, v: Tensor, beta: Tensor, *gate: Tensor) -> tuple[Tensor, Tensor]:
         n = q.shape[2]
-        inputs = (_normalise(q), _normalise(k), v.to(wide), beta[..., None].to(wide))
-        q, k, v, beta = (split_chunks(x, min(chunk_size, n)) for x in inputs)
+        inputs = (normalise(q), normalise(k), v.to(wide), *(x[..., None].to(wide) for x in (beta, *gate)))
+        q, k, v, beta, *decay = (split_chunks(x, min(chunk_size, n)) for x in inputs)
         transposed = k.transpose(-1, -2)
-        triangle = beta * (k @ transposed)  # the solver reads no more than what lies below the diagonal
+        triangle, scores = beta * (k @ transposed), q @ transposed
+        reader, writer, keep = k, transposed, identity  # K of [W, U], Kᵀ of S', and what S' keeps of S
+        if decay:
+            faded = Faded.within(decay[0])
+            triangle, scores, q, reader = (
+                x * y for x, y in ((triangle, faded.pairs), (scores, faded.pairs), (q, faded.start), (k, faded.start))
+            )
+            writer, keep = transposed * faded.end.transpose(-1, -2), identity * faded.whole
+        # The solver reads no more of the triangle than what lies below the diagonal.
         solved = torch.linalg.solve_triangular(triangle, beta[..., 0].diag_embed(), upper=False, unitriangular=True)
-        corrections = solved @ torch.cat([k, v], dim=-1)
-        reads = (q @ transposed).tril_() @ corrections
-        writes = transposed @ corrections
-        before, memory = _run(memory, identity - writes[..., :dim], writes[..., dim:])
+        corrections = solved @ torch.cat([reader, v], dim=-1)
+        reads = scores.tril_() @ corrections
+        writes = writer @ corrections
+        before, memory = _run(memory, keep - writes[..., :dim], writes[..., dim:])
         out = (q - reads[..., :dim]) @ before + reads[..., dim:]
         return out.flatten(2, 3)[:, :, :n].to(dtype), memory
 
     start = torch.zeros(*k.shape[:2], dim, v.shape[-1], dtype=wide, device=k.device)
     with no_autocast(q):
-        return scan(read, (q, k, v, beta), start, chunk_size)
+        return scan(read, (q, k, v, beta) if log_decay is None else (q, k, v, beta, log_decay), start, chunk_size)
+
+
+class Faded(NamedTuple):
+    """What a chunk's decays leave: of token i at token t, 0 where i is later; of the state before it, at each token and
+    behind the last; of each token behind the last. Quotients are differences of logarithms, so none is 0 / 0.
+    """
+
+    pairs: Float[Tensor, "batch heads chunks chunk_size chunk_size"]
+    start: Float[Tensor, "batch heads chunks chunk_size 1"]
+    end: Float[Tensor, "batch heads chunks chunk_size 1"]
+    whole: Float[Tensor, "batch heads chunks 1 1"]
+
+    @classmethod
+    def within(cls, log_decay: Float[Tensor, "batch heads chunks chunk_size 1"]) -> "Faded":
+        """From the logarithms of the tokens' decays."""
+        total = log_decay.cumsum(-2)
+        later = torch.ones(total.shape[-2], total.shape[-2], dtype=torch.bool, device=total.device).triu(1)
+        pairs = (total - total.transpose(-1, -2)).masked_fill(later, -math.inf)  # before exp, which would overflow
+        last = total[..., -1:, :]
+        return cls(pairs.exp(), total.exp(), (last - total).exp(), last.exp())
 
 
 def _run(

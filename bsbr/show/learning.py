@@ -37,7 +37,8 @@ def name_of(model: Hashable) -> str:
     if str(model) not in MECHANISMS:
         return str(model)
     title = MECHANISMS[str(model)].title
-    return title[0].lower() + title[1:] if title.split()[0] in COMMON_NOUNS else title
+    common = title.split()[0] in COMMON_NOUNS and title[1:].islower()
+    return title[0].lower() + title[1:] if common else title
 
 
 def differing(result: Result, difference: str, *, factor: str = "mechanism", than: str = "", **where: Hashable) -> str:

@@ -79,12 +79,13 @@ def of_mixer(
 
     Args:
         positive: take the absolute value of everything the mechanism reads (queries, keys, …), so that nothing cancels
-            or is cut off below zero: what then has a weight is what the mechanism *can* read.
+            or is cut off below zero, and no decay, so that nothing fades: what then has a weight is what the mechanism
+            *can* read, or can with these queries and keys where they choose.
     """
-    parts = list(mixer.project(x, rotary))
+    parts, names = list(mixer.project(x, rotary)), list(inspect.signature(mixer.attention.attend).parameters)
     if positive:
-        parts = [part.abs() for part in parts]
-    place = list(inspect.signature(mixer.attention.attend).parameters).index("v")
+        parts = [part * 0 if name == "log_decay" else part.abs() for name, part in zip(names, parts, strict=False)]
+    place = names.index("v")
 
     def attend(values: Tensor) -> Tensor:
         parts[place] = values

@@ -28,7 +28,7 @@ LINEAR = [name for name, mechanism in MECHANISMS.items() if mechanism.growth == 
 ENCODE_LENGTHS = (1024, 2048, 4096, 8192, 16384)
 COMPARED_LENGTHS = (1024, 4096, 16384)  # for every mechanism; the others between them for standard and bsbr alone
 MEMORY_LENGTHS = (4096, 16384, 65536)
-RATE_AIMS = dict.fromkeys(LINEAR, 0.6) | {"deltanet": 0.4, "gau": 0.4}
+RATE_AIMS = dict.fromkeys(LINEAR, 0.6) | {"deltanet": 0.4, "gated_deltanet": 0.4, "gau": 0.4, "moba": 0.5}
 
 
 class Aim(NamedTuple):
