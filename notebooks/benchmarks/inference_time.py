@@ -88,8 +88,8 @@ PROFILES = {
     },
     "quick": {
         "longest": 4096, "decoded": [64, 4096], "large": [256], "control_n": 1024, "new_tokens": 50, "seconds": 1,
-        "min_rounds": LEAST, "longest_call": 6, "batch": 8, "batched": [256], "compiled": {512: ["bsbr"]},
-        "longest_compile": 60, "ranges": [(64, 1024), (1024, 4096)],
+        "min_rounds": LEAST, "longest_call": 6, "batch": 8, "batched": [64], "compiled": {512: ["bsbr"]},
+        "longest_compile": 0, "ranges": [(64, 1024), (1024, 4096)],
     },
     "full": {
         "longest": 65536, "large": [64, 128, 256, 512, 1024, 2048, 4096], "control_n": 1024, "new_tokens": 50,
