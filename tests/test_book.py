@@ -83,7 +83,7 @@ def test_links_within_the_site_lead_somewhere(site: Path, page: str) -> None:
 @pytest.mark.parametrize("page", RESULTS)
 def test_a_results_page_links_to_its_notebook_and_its_table(site: Path, page: str) -> None:
     links = References(site / f"{page}.html").links
-    for name in (f"{Path(page).name}.py", f"{Path(page).name}.ipynb", f"{Path(page).name}.csv.zip"):
+    for name in (f"{Path(page).name}.py", f"{Path(page).name}.ipynb", f"{Path(page).name}.csv"):
         assert any(link.endswith(f"/{name}") and "_downloads" in link for link in links), f"no download of {name}"
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import pandas as pd
 import plotly.offline
 import pydata_sphinx_theme
 import pytest
@@ -215,18 +214,6 @@ def test_the_sites_plotly_is_that_of_the_library_and_knows_no_other_host() -> No
     assert "https://cloud.plotly.com" in bundle  # or this test says nothing
     kept = site_assets.ADDRESS.sub("", bundle)
     assert set(re.findall(r"https?://([\w.-]+\.[a-z]{2,})", kept)) == {"www.w3.org"}
-
-
-def test_a_table_is_downloaded_as_an_archive_that_holds_it_whole(tmp_path: Path) -> None:
-    table = tmp_path / "memory.csv"
-    table.write_text("n,value\n1,2.5\n", encoding="utf-8")
-    wanted = pd.read_csv(table)
-    site_weight.pack(table)
-    assert [file.name for file in tmp_path.iterdir()] == ["memory.csv.zip"]
-    pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "memory.csv.zip"), wanted)
-    page = '<a href="../_downloads/5b/memory.csv">table</a> <a href="../book/memory.csv">no download</a>'
-    once = '<a href="../_downloads/5b/memory.csv.zip">table</a> <a href="../book/memory.csv">no download</a>'
-    assert site_weight.to_archives(page) == site_weight.to_archives(once) == once
 
 
 def test_scripts_wait_for_the_page_in_their_order() -> None:

@@ -1,7 +1,7 @@
-"""The site without what slows a first look or weighs much: scripts that block, source maps, unused icons, bare tables.
+"""The site without what slows a first look or weighs much: scripts that block, source maps, icons that no page shows.
 
 The theme loads a script of all icons (1.5 MB), and the fonts of all icons beside. When the pages are written, this
-keeps the icons that they use, as a font, lets every script wait for the page, and packs the tables to download.
+keeps the icons that they use, as a font, and lets every script wait for the page.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import io
 import json
 import re
 import shutil
-import zipfile
 from pathlib import Path
 
 from fontTools import subset
@@ -25,8 +24,6 @@ SCRIPT = re.compile(r'<script((?: [\w-]+="[^"]*")*? src="([^"]*)"[^>]*)></script
 MARKS = re.compile(r'<span class="pre">([^<]*)</span>|<span class="w">([^<]*)</span>')
 # What a later inline script of the page uses while it is read.
 AT_ONCE = ("documentation_options.js",)
-TABLE = re.compile(r'(href="[^"]*_downloads/[^"]*\.csv)"')
-LONG_AGO = (1980, 1, 1, 0, 0, 0)  # the first date that an archive can have, so that equal tables make equal archives
 NOT_WANTED = re.compile(r"\s*<script defer src=\"[^\"]*scripts/fontawesome\.js[^\"]*\"></script>")
 
 
@@ -35,11 +32,9 @@ def slim(app: Sphinx, exception: Exception | None) -> None:
     if exception is not None or app.builder.format != "html":
         return
     site = Path(app.outdir)
-    for table in (site / "_downloads").rglob("*.csv"):
-        pack(table)
     for page in site.rglob("*.html"):
         before = page.read_text(encoding="utf-8")
-        after = to_archives(thinner(let_scripts_wait(before)))
+        after = thinner(let_scripts_wait(before))
         if after != before:
             page.write_text(after, encoding="utf-8")
     for notebook in (site / "_downloads").rglob("*.ipynb"):
@@ -65,21 +60,6 @@ def let_scripts_wait(page: str) -> str:
 def thinner(page: str) -> str:
     """A page without the elements that mark each word of a name, or blanks in code, for no style of this site."""
     return MARKS.sub(r"\1\2", page)
-
-
-def pack(table: Path) -> None:
-    """Put a table into a ZIP archive beside it, a tenth of its size, which `pandas.read_csv` and file managers open."""
-    archive = table.with_name(f"{table.name}.zip")
-    member = zipfile.ZipInfo(table.name, LONG_AGO)
-    member.external_attr = 0o644 << 16  # read by all, written by its owner
-    with zipfile.ZipFile(archive, "w") as opened:
-        opened.writestr(member, table.read_bytes(), zipfile.ZIP_DEFLATED, 9)
-    table.unlink()
-
-
-def to_archives(page: str) -> str:
-    """A page whose links to tables lead to their archives."""
-    return TABLE.sub(r'\1.zip"', page)
 
 
 def lighter(notebook: str) -> str:
