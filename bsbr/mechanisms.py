@@ -94,8 +94,14 @@ _RECORDS = (
         title="BSBR",
         colour="#D55E00",
         options=(
-            "chunk_size", "local_chunks", "top_k", "retrieval", "compression_factor", "chunk_encoder", "normaliser",
-        ),  # fmt: skip
+            "chunk_size",
+            "local_chunks",
+            "top_k",
+            "retrieval",
+            "compression_factor",
+            "chunk_encoder",
+            "normaliser",
+        ),
         growth="linear",
         reading="its chunk exactly, earlier chunks by retrieved states",
         time="n B p + n p^2 + (n/B)^2 p^2",

@@ -89,7 +89,7 @@ def test_compression_and_every_encoder_and_normaliser_follow_the_formula(chunk_e
 @pytest.mark.parametrize("retrieval", ["states", "uniform", "per_token"])
 @pytest.mark.parametrize("local_chunks", [1, 2])
 def test_a_chunk_counts_for_its_tokens_where_nothing_is_preferred(retrieval, local_chunks):
-    """Queries of zero retrieve nothing; of the values of one that are read exactly, the share of their tokens is left."""
+    """Queries of zero retrieve nothing: of values of one, the share of the tokens that are read exactly is left."""
     n, size = 23, 4
     zeros, ones = torch.zeros(1, 1, n, 6, dtype=torch.float64), torch.ones(1, 1, n, 6, dtype=torch.float64)
     meta_q = zeros if retrieval == "per_token" else zeros[:, :, : n // size]

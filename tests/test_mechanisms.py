@@ -148,7 +148,7 @@ def test_every_parameter_is_trained(options):
         ({"normaliser": "one"}, "normaliser must be one of separate, shared, but is 'one'"),
         (
             {"retrieval": "none", "chunk_encoder": "delta"},
-            "chunk_encoder must be 'sum' with retrieval 'none', which makes no states, but is 'delta'; choose a retrieval",
+            "chunk_encoder must be 'sum' with retrieval 'none', which makes no states, but is 'delta'; choose",
         ),
         (
             {"retrieval": "exact", "top_k": 1, "normaliser": "shared"},

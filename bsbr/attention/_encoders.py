@@ -11,7 +11,7 @@ written to it in order, beginning with F = 0:
 The delta rule writes what a key does not yet recall, so that keys of a chunk which resemble each other do not blur
 their values. Schlag et al. 2021 (arXiv:2102.11174) have it for one memory of a whole text, Munkhdalai et al. 2024
 ("Infini-attention", arXiv:2404.07143) segment by segment. How far a token corrects is that of Liu et al. 2025
-("Longhorn", arXiv:2407.14207), with 1 / p for the weight that they learn: the new F makes p |F − F before|² + |Fᵀ k − v|²
+("Longhorn", arXiv:2407.14207), with 1 / p for the weight that they learn: the new F makes p |F − old F|² + |Fᵀ k − v|²
 least. So it goes k·k / (p + k·k) of the way, half of it for a key whose numbers are of order 1, and never beyond.
 
 All B corrections u = (v − Fᵀ k) / (p + k·k) at once (the UT transform of Yang et al. 2024, arXiv:2406.06484, in this
@@ -19,7 +19,8 @@ case): F before a token is Σ k_l u_lᵀ over the tokens before it, and so
 
     (p I + lower triangle of K Kᵀ, diagonal included) U = V,      F = Kᵀ U
 
-which takes O(B²·p) time beyond that of the sum, about as much as reading the chunk exactly does. Either F is linear in V.
+which takes O(B²·p) time beyond that of the sum, about as much as reading the chunk exactly does. Either F is
+linear in V.
 """
 
 from collections.abc import Callable

@@ -61,9 +61,7 @@ def _causal(scores: Float[Tensor, "batch heads rows chunks"]) -> Float[Tensor, "
     return scores.masked_fill(later, -math.inf)
 
 
-def _log_sum(
-    scores: Float[Tensor, "batch heads rows chunks"], top_k: int | None
-) -> Float[Tensor, "batch heads rows"]:
+def _log_sum(scores: Float[Tensor, "batch heads rows chunks"], top_k: int | None) -> Float[Tensor, "batch heads rows"]:
     """log Σ e^score over chunks, or over the `top_k` highest."""
     if top_k is not None and top_k < scores.shape[-1]:
         scores = scores.topk(top_k, dim=-1).values
