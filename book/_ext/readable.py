@@ -17,6 +17,8 @@ from sphinx import addnodes
 from sphinx.application import Sphinx
 from sphinx.transforms import SphinxTransform
 
+from bsbr.show import coverage
+
 LEAKS = {"None", "nan", "NaN", "NaT", "<NA>"}  # what Python says where there is no value
 HEADINGS = ["h1", "h2", "h3", "h4", "h5", "h6"]
 BOXES = ["table-box", "pst-scrollable-table-container"]
@@ -237,19 +239,31 @@ class BothNotebooks(SphinxTransform):
 
 
 class NotMeasuredYet(SphinxTransform):
-    """A results page that keeps no run says so where its answer would stand, and how to get one."""
+    """A results page that keeps no run says so where its answer would stand, and how to get one.
+
+    So does one whose run is older than a mechanism.
+    """
 
     default_priority = 400
 
     def apply(self, **kwargs: Any) -> None:
         path = Path(self.env.doc2path(self.env.docname))
-        if not self.env.docname.startswith("notebooks/") or path.suffix != ".ipynb" or has_outputs(path):
+        if not self.env.docname.startswith("notebooks/") or path.suffix != ".ipynb":
             return
-        said = nodes.strong("", "Not measured yet.")
-        why = nodes.Text(
-            " No full run of this page is published, so there is no number here. Below is what it will measure and "
-            "how. To run it: "
-        )
+        if not has_outputs(path):
+            said = nodes.strong("", "Not measured yet.")
+            why = nodes.Text(
+                " No full run of this page is published, so there is no number here. Below is what it will measure "
+                "and how. To run it: "
+            )
+        elif missing := coverage.note(self.env.docname.removeprefix("notebooks/")):
+            said = nodes.strong("", missing)
+            why = nodes.Text(
+                " What stands below is of the mechanisms that there were when this page was last measured. To measure "
+                "it with all: "
+            )
+        else:
+            return
         command = nodes.literal("", f"nox -s reproduce -- --profile full {path.stem}")
         note = nodes.note("", nodes.paragraph("", "", said, why, command))
         for title in self.document.findall(nodes.title):

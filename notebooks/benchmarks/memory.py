@@ -461,7 +461,7 @@ figures.say(
 # %% [markdown]
 # ## Limits and exercises
 #
-# - Decoding is not measured here. What it keeps from token to token is each mechanism's state, on the page *Seven
+# - Decoding is not measured here. What it keeps from token to token is each mechanism's state, on the page *The
 #   mechanisms*.
 # - Memory is only one side of a fused kernel: its time still grows with the square of the text. See *Inference time*.
 # - Set `vocab_size` in `SIZES` to that of a pretrained model. Which mechanism's peak in training changes, and which does not?

@@ -12,7 +12,7 @@ answer, stated, main_chart, origin = (figures.reserve(what) for what in ("answer
 # %% [markdown]
 # ## What was claimed
 #
-# One document gives a count of parameters for all seven mechanisms. Another gives FLOPs for three of them by length,
+# One document gives a count of parameters for seven mechanisms. Another gives FLOPs for three of them by length,
 # and calls the growth linear for two and quadratic for standard attention. None of it depends on a machine: a count is
 # a count, so here the documents can be held to their numbers as they stand.
 #

@@ -77,7 +77,7 @@ PROFILES = {
     "full": {},
 }  # fmt: skip
 settings = {
-    "mechanisms": 7, "stages": STAGES, "lengths": [512, 1024, 2048], "batch": 16,
+    "mechanisms": len(MECHANISMS), "stages": STAGES, "lengths": [512, 1024, 2048], "batch": 16,
     "rates": (1e-3, 2e-3, 4e-3), "seeds": (1, 2, 3), "rows": 200, "training_rows": 2000, "evaluate_rows": 128,
     **PROFILES[profile],
 }  # fmt: skip

@@ -74,7 +74,7 @@ PROFILES = {
 }  # fmt: skip
 settings = {
     "steps": 800, "batch": 64, "evaluate_rows": 256, "rates": (1.5e-3, 3e-3, 6e-3), "seeds": (1, 2, 3, 4, 5),
-    "mechanisms": 7, "test_rows": 500, "widths": [32], "depths": [1], "controls": ["bsbr", "gau"],
+    "mechanisms": len(MECHANISMS), "test_rows": 500, "widths": [32], "depths": [1], "controls": ["bsbr", "gau"],
     **PROFILES[profile],
 }  # fmt: skip
 mechanisms = list(MECHANISMS)[: settings["mechanisms"]]

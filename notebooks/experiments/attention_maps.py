@@ -147,11 +147,11 @@ def explore() -> int:
     return map_explorer.show(maps, "maps", layer=middle, head=0, n=longest, place=main_chart)
 
 
-def seven() -> None:
+def mechanism_maps() -> None:
     n = settings["mechanisms_n"]
     cells = {name: attention_maps.pool(mechanism_map(name, n), n // CELLS)[0] for name in MECHANISMS}
     found = {name: map_explorer.quantise(weights.clip(0, 1)) for name, weights in cells.items()}
-    fig = map_explorer.pictures(found, n, columns=4, height=620)
+    fig = map_explorer.pictures(found, n, columns=4, height=310 * -(-len(found) // 4))
     figures.show(fig, "mechanisms", None if lengths else main_chart)
 
 
@@ -186,7 +186,7 @@ else:
         f"standard attention {figures.number(mass['standard'])} %.** This profile does not look at a trained model.",
         answer,
     )
-    seven()
+    mechanism_maps()
 figures.say(claims.line(result), verdicts)
 figures.say(figures.provenance_line(result), origin)
 
@@ -258,7 +258,7 @@ else:
     figures.say("This profile does not look at a trained model.")
 
 # %% [markdown]
-# ## The seven mechanisms
+# ## The mechanisms
 #
 # One head of each with random weights on random input: nothing is learned here, so only the shapes mean something. A
 # cell is the largest weight of a square of pairs; where weights can be negative it shows their size. A state reaches
@@ -266,7 +266,7 @@ else:
 
 # %% tags=["hide-input"]
 if lengths:
-    seven()
+    mechanism_maps()
 figures.table(
     figures.pivot(
         result.select("within_mass", n=settings["mechanisms_n"], chunk_size=ONE_HEAD["chunk_size"]), "model", "n"

@@ -139,6 +139,16 @@ def mass(model: str, share: int, n: int = longest) -> str:
     return percent("weights_for_mass", model, n, mass=share)
 
 
+mechanisms = [name for name in MECHANISMS if name in set(result.table["model"])]
+
+
+def sparse_ones() -> str:
+    """The mechanisms that cannot give every pair a weight, with how many they can."""
+    where = {"threshold": 0.0, "scope": "overall", "n": longest or widest}
+    found = {name: only(result.table, "density", model=name, layer=None, **where)["value"] for name in mechanisms}
+    return ", ".join(f"{MECHANISMS[name].title} ({density(name)})" for name, value in found.items() if value < 100)
+
+
 def series(rows: pd.DataFrame) -> pd.Series:
     """A line's name: the model, and the threshold that its weights are above."""
     return rows["model"] + rows["threshold"].map(lambda threshold: f", above {threshold:g}")
@@ -150,8 +160,8 @@ if texts:
         f"{LEVEL:g}, and the largest {mass('smollm2', MASSES[0])} of all carry {MASSES[0]} % of the mass; its "
         f"conversion gives {density('smollm2 converted')} of all pairs a weight.** BSBR is sparse by reads and dense "
         f"by weights: it lets {density('bsbr')} of the pairs carry one, as standard attention does, since a state "
-        f"holds every token of its chunk. Of the seven mechanisms only the window leaves pairs out "
-        f"({density('sliding_window')} can carry a weight)."
+        f"holds every token of its chunk. Of the {len(mechanisms)} mechanisms these leave pairs out: "
+        f"{sparse_ones()}."
     )
 else:
     said = (
