@@ -66,7 +66,7 @@ PROFILES = {
 }
 settings, plan = PROFILES[profile], classifying.PLANS[profile]
 plans = {"genres": plan, "groups": replace(plan, steps=plan.steps // 2)}
-SHORT = {"rate": 1e-3, "steps": 2 if profile == "tiny" else 24}
+SHORT = {"rate": 1e-3, "steps": 2 if profile == "tiny" else 16}
 tasks = {task: [Classification(CORPORA[task], n) for n in lengths] for task, lengths in settings.items()}
 QUALITIES = {"accuracy": "accuracy (%)", "macro_f1": "macro F1 (%)"}
 

@@ -68,7 +68,7 @@ settings = {
     "lengths": [512, 1024, 2048], "far": 4096, "hidden_dim": 128, "num_layers": 2, "num_heads": 4, "ff_dim": 256,
     "key_dim": 64, "tokens_a_step": 2048, "steps": 480, "test_tokens": 2**16, "far_tokens": 2**15, "validation_tokens": 2**15,
     "mechanisms": list(MECHANISMS), "rates": [5e-4, 1.5e-3, 4.5e-3], "seeds": [1, 2, 3], "short": "bsbr", "short_rate": 1.5e-3,
-    "short_steps": 48, **PROFILES[profile],
+    "short_steps": 32, **PROFILES[profile],
 }  # fmt: skip
 lengths, seeds = settings["lengths"], tuple(settings["seeds"])
 shortest, longest = lengths[0], lengths[-1]
