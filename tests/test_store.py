@@ -24,6 +24,7 @@ from bsbr.store import (
     files,
     journal,
     load,
+    lock,
     machine,
     only,
     over,
@@ -458,3 +459,12 @@ def test_every_metric_states_its_rule() -> None:
     for name, metric in METRICS.items():
         assert metric.title and metric.description.endswith("."), name
         assert metric.rule_in_words, name
+
+
+def test_a_lock_removes_what_a_holder_left_that_was_killed_as_it_wrote_its_name(tmp_path: Path) -> None:
+    half, other = tmp_path / "run.holder.999.part", tmp_path / "table.csv.999.part"
+    for path in (half, other):
+        path.write_text("half of")
+    with lock.held(tmp_path / "run.lock", "a test"):
+        assert not half.exists() and "a test" in (tmp_path / "run.holder").read_text()
+    assert other.exists() and not (tmp_path / "run.holder").exists()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 from collections.abc import Callable, Iterator
 from datetime import datetime
@@ -40,6 +41,8 @@ def held(path: Path, purpose: str, wait: Callable[[str], object] | None = None) 
         wait(sentence)
         lock.acquire()
     try:
+        for half in note.parent.glob(f"{glob.escape(note.name)}.*.part"):  # of a holder that was killed as it wrote it
+            half.unlink(missing_ok=True)
         since = datetime.now().astimezone().strftime("%H:%M:%S")
         write_whole(note, f"{purpose} (process {os.getpid()}, since {since})")
         yield
