@@ -47,7 +47,7 @@ def convert(model: Any, config: ConversionConfig | None = None) -> Any:
         >>> import torch
         >>> from transformers import LlamaConfig, LlamaForCausalLM
         >>> sizes = dict(vocab_size=97, hidden_size=32, intermediate_size=48)
-        >>> depth = dict(num_hidden_layers=2, num_attention_heads=4)
+        >>> depth = dict(num_hidden_layers=2, num_attention_heads=4, eos_token_id=None)  # no token ends a text
         >>> model = LlamaForCausalLM(LlamaConfig(**sizes, **depth)).eval()
         >>> from bsbr import ConversionConfig, convert
         >>> converted = convert(model, ConversionConfig(chunk_size=16, block_size=8, sink_tokens=8, top_k=2))
