@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from bsbr.store import ResultError, load, published
-
-ROOT = Path(__file__).resolve().parent.parent
+from bsbr.store.provenance import ROOT
 
 
 def citation() -> dict[str, Any]:

@@ -3,7 +3,6 @@
 They are embedded in the page as JSON, and `_static/comparison.js` filters and sorts them.
 """
 
-import html
 import json
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,12 @@ from IPython.display import HTML, Markdown
 
 from bsbr.show import figures
 from bsbr.store import MissingResultError, ResultError, load
-from bsbr.store.compare import VERDICTS
+from bsbr.store.compare import ABOUT, VERDICTS
 from bsbr.store.metrics import METRICS
 from bsbr.store.provenance import ROOT
 from bsbr.store.table import data_folder
 
 ENDING = ".comparison.csv"
-NUMBERS = [f"{run}{end}" for run in ("published", "here") for end in ("", "_low", "_high")]
-ABOUT = ["metric", "unit", *NUMBERS, "clock", "verdict", "reason"]
 FIELDS = [
     "run",
     "experiment",
@@ -64,13 +61,9 @@ def summary(found: dict[tuple[str, str, str], pd.DataFrame]) -> str:
     for (target, profile, experiment), rows in found.items():
         counts = rows["verdict"].value_counts()
         cells = [experiment, f"{target}, {profile}", *(str(counts.get(verdict, 0)) for verdict in VERDICTS)]
-        lines.append("| " + " | ".join(plain(cell) for cell in [*cells, *origin(target, profile, experiment)]) + " |")
+        cells += origin(target, profile, experiment)
+        lines.append("| " + " | ".join(map(figures.literal, cells)) + " |")
     return "\n".join(lines)
-
-
-def plain(text: str) -> str:
-    """A text of the data as Markdown that shows it and does nothing else."""
-    return html.escape(text).translate({ord(mark): f"\\{mark}" for mark in "\\`*_[]|$~"})
 
 
 def origin(target: str, profile: str, experiment: str) -> tuple[str, str]:

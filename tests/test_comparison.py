@@ -67,7 +67,7 @@ def test_the_page_has_every_number_of_the_comparison(run: Any) -> None:
 
 def test_the_summary_counts_and_shows_what_stands_in_the_data_as_text(run: Any) -> None:
     assert "| toys/a | cpu, quick | 238 | 2 | 240 | 120 |" in run.summary(run.comparisons())
-    assert "<" not in run.plain(PLANTED) and "|" not in run.plain("a|b").replace("\\|", "")
+    assert "<" not in run.figures.literal(PLANTED) and "|" not in run.figures.literal("a|b").replace("\\|", "")
 
 
 # -- In a browser ---------------------------------------------------------------------------------

@@ -15,12 +15,9 @@ import pandas as pd
 
 from bsbr.show.figures import interval
 from bsbr.store import Result, files, table
-from bsbr.store.compare import DRIFTED, NOT_COMPARED, NOT_MEASURED, REPRODUCED, compare
+from bsbr.store.compare import ABOUT, DRIFTED, REPRODUCED, VERDICTS, compare
 
 SHOWN = 30  # drifted numbers in the terminal; the page has them all
-COUNTED = (REPRODUCED, DRIFTED, NOT_COMPARED, NOT_MEASURED)
-NUMBERS = [f"{run}{end}" for run in ("published", "here") for end in ("", "_low", "_high")]
-ABOUT = ["metric", "unit", *NUMBERS, "clock", "verdict", "reason"]
 
 
 @dataclass(eq=False)  # two runs are one only if they are the same object
@@ -124,7 +121,7 @@ def counts(comparison: pd.DataFrame) -> str:
     if comparison.empty:
         return "nothing compared"
     found = comparison["verdict"].value_counts()
-    return ", ".join(f"{found.get(verdict, 0)} {verdict}" for verdict in COUNTED)
+    return ", ".join(f"{found.get(verdict, 0)} {verdict}" for verdict in VERDICTS)
 
 
 def duration(seconds: float) -> str:

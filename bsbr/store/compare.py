@@ -12,6 +12,9 @@ from bsbr.store.table import MEASURED, NUMBERS, Result, factor_columns, keys
 REPRODUCED, DRIFTED = "reproduced", "drifted"
 NOT_COMPARED, NOT_MEASURED = "not compared", "not measured here"
 VERDICTS = (REPRODUCED, DRIFTED, NOT_COMPARED, NOT_MEASURED)
+# The columns of a comparison behind the factors.
+COMPARED = tuple(f"{run}{end}" for run in ("published", "here") for end in ("", "_low", "_high"))
+ABOUT = ("metric", "unit", *COMPARED, "clock", "verdict", "reason")
 
 
 class Judged(NamedTuple):
@@ -58,8 +61,7 @@ def compare(published: Result, here: Result) -> pd.DataFrame:
     shown = joined.rename(columns={**names, "low_here": "here_low", "high_here": "here_high"})
     shown["clock"] = [metric(name).clock for name in shown["metric"]]
     shown["verdict"], shown["reason"] = [one.verdict for one in judged], [one.reason for one in judged]
-    numbers = [f"{run}{end}" for run in ("published", "here") for end in ("", "_low", "_high")]
-    return shown[[*factors, "metric", "unit", *numbers, "clock", "verdict", "reason"]]
+    return shown[[*factors, *ABOUT]]
 
 
 def packages_of(result: Result) -> list[dict[str, str]]:
