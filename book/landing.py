@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 import pandas as pd
 
 from bsbr.claims import VERDICTS
+from bsbr.show.captions import listed
 from bsbr.show.claims import filtered
 from bsbr.show.figures import MECHANISM_COLOURS, number
 from bsbr.store import Result, ResultError, load, only, select
@@ -106,8 +107,7 @@ def at_lengths(subject: str, rows: pd.DataFrame, other: str, experiment: str) ->
     rows = rows[rows["n"].isin([512, 2048, rows["n"].max()])].sort_values("n")
     first, *others = (f"{number(row.value, 2)} times{{}} at {int(row.n):,}" for row in rows.itertuples())
     times = [first.format(f" as fast as {other}") + " tokens", *(one.format("") for one in others)]
-    listed = " and ".join([", ".join(times[:-1]), times[-1]]) if others else times[0]
-    return f"{subject} {listed} ([all lengths](../notebooks/{experiment}.ipynb))."
+    return f"{subject} {listed(times)} ([all lengths](../notebooks/{experiment}.ipynb))."
 
 
 def cards(experiment: str, *numbers: tuple[pd.Series, str, str]) -> str:

@@ -85,7 +85,7 @@ def _of_bars(traces: Sequence[Mapping[str, Any]], layout: Mapping[str, Any]) -> 
             for x, y in zip(column(trace["x"]), column(trace["y"]), strict=True):
                 sums[x] = sums.get(x, 0.0) + (y or 0.0)
         found = [(total, f"{x} {short(total)}") for x, total in sums.items()]
-        what = f"Sum of {_listed(str(trace.get('name')) for trace in traces)}"
+        what = f"Sum of {listed(str(trace.get('name')) for trace in traces)}"
     else:
         found = [
             (y, f"{trace.get('name')} ({x}) {_said(trace, i)}" if len(traces) > 1 else f"{x} {_said(trace, i)}")
@@ -129,7 +129,7 @@ def _of_maps(traces: Sequence[Mapping[str, Any]]) -> str:
         z = np.array(column(trace["z"]))
         share = np.count_nonzero(z[np.tril_indices(len(z))]) / (len(z) * (len(z) + 1) / 2)
         said.append(f"{trace.get('name')} {100 * share:.3g} %")
-    return f"Cells that carry any weight, of those up to the diagonal: {_listed(said)}."
+    return f"Cells that carry any weight, of those up to the diagonal: {listed(said)}."
 
 
 def _title(layout: Mapping[str, Any], letter: str) -> tuple[str, str]:
@@ -162,6 +162,7 @@ def _capital(text: str) -> str:
     return text if re.match(r"\w\b", text) else text[:1].upper() + text[1:]
 
 
-def _listed(names: Iterable[str]) -> str:
-    *rest, last = names
+def listed(names: Iterable[str]) -> str:
+    """`a, b and c`; nothing of no names."""
+    *rest, last = [*names] or [""]
     return f"{', '.join(rest)} and {last}" if rest else last

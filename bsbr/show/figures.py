@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from numbers import Integral, Real
 from pathlib import PurePosixPath
 from typing import Any, cast
@@ -447,7 +447,7 @@ def _origin(result: Result) -> str:
     processors = dict.fromkeys(_processor(result.target, group["machine"]) for group in groups)
     commits = dict.fromkeys(_commit(group) for group in groups)
     versions = " with different packages" if len({str(group["packages"]) for group in groups}) > 1 else ""
-    where = f"{_listed(commits)}{versions} on {_listed(processors)}"
+    where = f"{' and '.join(commits)}{versions} on {' and '.join(processors)}"
     return f"Measured {literal(came['ended'][:10])} at {where}; profile {result.profile}, {result.target}"
 
 
@@ -460,10 +460,6 @@ def _processor(target: str, machine: Mapping[str, Any]) -> str:
     if target == "gpu" and machine["gpu"]:
         return literal(machine["gpu"])
     return literal(f"{machine['cpu']}, {machine['cores']} cores, {machine['threads'] or 1} threads")
-
-
-def _listed(names: Iterable[str]) -> str:
-    return " and ".join(names)
 
 
 def literal(text: Any) -> str:

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 
 from bsbr.mechanisms import MECHANISMS
 from bsbr.show import figures
+from bsbr.show.captions import listed
 from bsbr.store import Result, factor_columns, select
 from bsbr.store.metrics import metric as registered
 
@@ -67,13 +68,13 @@ def differing(result: Result, difference: str, *, factor: str = "mechanism", tha
             better = (found["value"] > neutral) == more_is_better
             groups["better" if better else "worse"].append(f"{name} ({shown}{unit})")
     parts = [
-        f"{_listed(names)} {'is' if len(names) == 1 else 'are'} {group} than {than}"
+        f"{listed(names)} {'is' if len(names) == 1 else 'are'} {group} than {than}"
         for group, names in groups.items()
         if group in ("better", "worse") and names
     ]
     head = "; ".join(parts) or f"no model differs from {than}"
-    tail = f"; {_listed(groups['same'])} cannot be told from it" if groups["same"] and parts else ""
-    open_ = f"; too few seeds for {_listed(groups['unknown'])}" if groups["unknown"] else ""
+    tail = f"; {listed(groups['same'])} cannot be told from it" if groups["same"] and parts else ""
+    open_ = f"; too few seeds for {listed(groups['unknown'])}" if groups["unknown"] else ""
     return f"Beyond the spread of seeds, {head}{tail}{open_}."
 
 
@@ -108,9 +109,9 @@ def beating(
         (ahead if wins else behind if loses else open_).append(name_of(found[factor]))
     sign = figures.number(level)
     unit = f" {registered(metric).unit}" if registered(metric).unit else ""
-    parts = [f"{_listed(ahead) or 'no model'} {'beats' if len(ahead) < 2 else 'beat'} {baseline} ({sign}{unit})"]
-    parts += [f"{_listed(behind)} {'does' if len(behind) == 1 else 'do'} not"] if behind and (ahead or open_) else []
-    parts += [f"{_listed(open_)} cannot be told from it"] if open_ else []
+    parts = [f"{listed(ahead) or 'no model'} {'beats' if len(ahead) < 2 else 'beat'} {baseline} ({sign}{unit})"]
+    parts += [f"{listed(behind)} {'does' if len(behind) == 1 else 'do'} not"] if behind and (ahead or open_) else []
+    parts += [f"{listed(open_)} cannot be told from it"] if open_ else []
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]}."
 
@@ -177,7 +178,3 @@ def _shown(row: Mapping[Any, Any], scale: float) -> str:
         return str(row["status"]).replace("_", " ")
     value, low, high = (None if pd.isna(row[name]) else scale * row[name] for name in ("value", "low", "high"))
     return figures.interval(value, low, high)
-
-
-def _listed(names: list[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))

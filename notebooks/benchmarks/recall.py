@@ -5,6 +5,7 @@
 
 # %% tags=["remove-input"]
 from bsbr.show import claims, figures, learning
+from bsbr.show.captions import listed
 
 answer, stated, main_chart, origin = (figures.reserve(what) for what in ("answer", "claims", "chart", "source"))
 
@@ -144,10 +145,9 @@ result = sweep.publish(pd.concat(tables, ignore_index=True))
 ENOUGH = 99  # % that count as recalled
 
 
-def listed(names: list) -> str:
+def named(names: list) -> str:
     """`a, b and c`, mechanisms by their titles."""
-    words = [learning.name_of(name) for name in names]
-    return " and ".join(filter(None, [", ".join(words[:-1]), *words[-1:]])) or "none"
+    return listed(map(learning.name_of, names)) or "none"
 
 
 def recalled(asked: dict, sizes: dict = MODEL) -> pd.DataFrame:
@@ -185,7 +185,7 @@ else:
     unable = list(easy.loc[easy["value"] < ENOUGH, "mechanism"])
     found = ", ".join(f"{learning.name_of(name)} {of(name, HARD)}" for name in hard["mechanism"])
     figures.say(
-        f"**{words(EASY)} are recalled to {ENOUGH} % or more by {listed(able)}; not by {listed(unable)}.** "
+        f"**{words(EASY)} are recalled to {ENOUGH} % or more by {named(able)}; not by {named(unable)}.** "
         f"{learning.differing(result, 'accuracy_difference', **EASY, **MODEL)} {words(HARD)}: {found}. "
         f"{learning.differing(result, 'accuracy_difference', **HARD, **MODEL)}",
         answer,
@@ -274,7 +274,7 @@ if whole:
         rows = pd.concat([recalled(asked, sizes).assign(changed=name) for name, sizes in changed.items()])
         figures.table(figures.pivot(rows, "mechanism", "changed"), f"Recalled, in %, {words(asked)}, over seeds")
     figures.say(
-        f"Of {words(EASY)}, less than {ENOUGH} % are recalled by {listed(unable)}. [Yang et al.](https://arxiv.org/abs/2406.06484) "
+        f"Of {words(EASY)}, less than {ENOUGH} % are recalled by {named(unable)}. [Yang et al.](https://arxiv.org/abs/2406.06484) "
         f"have DeltaNet recall nearly everything on a larger task of this kind, with a convolution: here it recalls {of('deltanet', EASY)} of "
         f"{words(EASY)} and {of('deltanet', HARD)} of {words(HARD)} with it, and {of('deltanet', EASY, WITHOUT)} and "
         f"{of('deltanet', HARD, WITHOUT)} without, after as many steps."
