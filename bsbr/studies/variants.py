@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bsbr.config import ModelConfig
 from bsbr.measure import memory, speed
-from bsbr.model import ModelState, TransformerLM
+from bsbr.model import ModelState, TransformerLM, leaves
 from bsbr.store import Row, factor_columns, row
 from bsbr.studies.operations import count_passes
 from bsbr.studies.tasks import decode_task, per_token_rows, prefill_task, timed_rows
@@ -140,15 +140,6 @@ def state_size_of_all_layers(state: ModelState) -> int:
     """Numbers that all layers together keep, as in `state_size`."""
     kept = (tensor for tensor in leaves(state.layers) if tensor.is_floating_point())
     return sum(tensor.numel() for tensor in kept) // len(state.length)
-
-
-def leaves(state: Any) -> Iterator[Tensor]:
-    """The tensors of a decoding state (nested tuples)."""
-    if isinstance(state, Tensor):
-        yield state
-    elif isinstance(state, tuple):
-        for part in state:
-            yield from leaves(part)
 
 
 def _models(
