@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from pinned import skip_without
 
-from bsbr import ModelConfig, sources
+from bsbr import ModelConfig
 from bsbr.store import Row
 from bsbr.studies import answers, starts
 from bsbr.training import Settings, fit
@@ -22,11 +23,7 @@ from bsbr.training.tokens import tokenizer
 
 @pytest.fixture(scope="module")
 def fetched() -> None:
-    try:
-        for name in ("brown", "emails", "speeches"):
-            sources.check_files(sources.read_pin(name))
-    except sources.SourceError as error:
-        pytest.skip(str(error))
+    skip_without("brown", "emails", "speeches")
 
 
 def at(rows: list[Row], metric: str, **factors: Any) -> Row:

@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_models import grouped_llama
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from bsbr import MECHANISMS, ConversionConfig, ModelConfig, TransformerLM, convert, mixers
 from bsbr.conversion import attention as converted
@@ -110,12 +111,7 @@ def test_the_short_way_finds_what_columns_of_the_identity_find(rung: str) -> Non
 
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, initializer_range=0.5,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return grouped_llama()
 
 
 def seen(model: Any, ids: Tensor, chunk_size: int = 8) -> list[Tensor]:

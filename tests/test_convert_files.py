@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import random
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from killing import forking
 from safetensors.torch import load_file, save_file
 from tiny_models import CONFIGS, ROUNDING, TOKENS, architectures, converted, original, settings, tokens
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -31,7 +31,6 @@ from transformers import (
 import bsbr.conversion
 from bsbr.conversion import convert, from_pretrained
 from bsbr.conversion.__main__ import main
-from bsbr.store.provenance import ROOT
 
 # -- Files ----------------------------------------------------------------------------------------
 
@@ -330,25 +329,15 @@ for _ in sys.stdin:
 def test_ten_kills_at_random_leave_what_was_saved_whole_or_absent(folder: Path) -> None:
     """The moments are drawn anew each time. Runs are forked from a process that has loaded PyTorch, to save time."""
     out, before = folder / "out", sorted(folder.iterdir())
-    command = [sys.executable, "-c", KILLED, str(folder / "model"), "--out", str(out), *SMALL]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     chance, ended = random.Random(time.time_ns()), []
-    with subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin and server.stdout
+    with forking(KILLED, str(folder / "model"), "--out", str(out), *SMALL) as fork:
 
         def run(seconds: float | None) -> dict[str, bytes]:
             """What lies there when the run has ended, by itself or by a kill."""
             shutil.rmtree(out, ignore_errors=True)
-            print(file=server.stdin, flush=True)
-            pid = int(server.stdout.readline())
-            if seconds is not None:
-                time.sleep(seconds)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            ended.append(int(server.stdout.readline()))
+            ended.append(fork("", seconds))
             return {path.name: path.read_bytes() for path in out.iterdir()} if out.exists() else {}
 
-        assert server.stdout.readline() == "ready\n"
         begin = time.perf_counter()
         whole = run(None)
         length = time.perf_counter() - begin
@@ -357,7 +346,6 @@ def test_ten_kills_at_random_leave_what_was_saved_whole_or_absent(folder: Path) 
             if ended[-1] == 0:  # it was through before its kill
                 length *= 0.7
         assert run(None) == whole and {"config.json", "model.safetensors", "tokenizer.json"} <= whole.keys()
-        server.stdin.close()
     assert set(ended) == {0, -signal.SIGKILL}
     assert sorted(folder.iterdir()) == sorted([*before, out])
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pinned import skip_without
 
 from bsbr import sources
 from bsbr.show.pictures import markup
@@ -24,11 +25,7 @@ PLAN = pictures.Plan({"hidden_dim": 16, "num_layers": 1, "num_heads": 2, "ff_dim
 
 @pytest.fixture(scope="module", autouse=True)
 def fetched() -> None:
-    try:
-        for name in ("brown", "emails", "speeches", "emoji", "emoji_google"):
-            sources.check_files(sources.read_pin(name))
-    except sources.SourceError as error:
-        pytest.skip(str(error))
+    skip_without("brown", "emails", "speeches", "emoji", "emoji_google")
 
 
 class Knows(Classifier):

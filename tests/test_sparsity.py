@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
+from tiny_models import grouped_llama
+from transformers import LlamaForCausalLM
 
 from bsbr import MECHANISMS, ConversionConfig, ModelConfig, convert
 from bsbr.studies import attention_maps, likeness, sparsity
@@ -18,12 +19,7 @@ SMALL = ConversionConfig(chunk_size=8, local_chunks=2, sink_tokens=4, retrieval=
 
 @pytest.fixture(scope="module")
 def llama() -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=8, initializer_range=0.5,
-    )  # fmt: skip
-    return LlamaForCausalLM(config).eval()
+    return grouped_llama()
 
 
 @pytest.fixture(scope="module")

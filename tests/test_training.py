@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import json
 import math
-import os
 import random
 import signal
 import subprocess
@@ -21,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from killing import ENVIRONMENT, forking
 
 from bsbr import MECHANISMS, ModelConfig, TransformerLM
 from bsbr.sources import made
@@ -358,7 +357,6 @@ for folder in sys.stdin:
     print(pid, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
 """
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
 def test_two_processes_train_to_what_one_does(tmp_path: Path) -> None:
@@ -380,21 +378,11 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_weights(tmp_path: Path)
     """The moments are drawn anew each time. Runs are forked from a process that has loaded and read all they need, so
     that kills hit the training."""
     chance, ended = random.Random(time.time_ns()), []
-    with subprocess.Popen(
-        [sys.executable, "-c", SERVER], env=ENVIRONMENT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as server:
-        assert server.stdin and server.stdout
+    with forking(SERVER) as fork:
 
         def run(name: str, seconds: float | None) -> None:
-            print(tmp_path / name, file=server.stdin, flush=True)
-            pid = int(server.stdout.readline())
-            if seconds is not None:
-                time.sleep(seconds)
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            ended.append(int(server.stdout.readline()))
+            ended.append(fork(str(tmp_path / name), seconds))
 
-        assert server.stdout.readline() == "ready\n"
         begin = time.perf_counter()
         run("whole", None)
         length = time.perf_counter() - begin
@@ -404,7 +392,6 @@ def test_killed_at_random_moments_it_goes_on_to_the_same_weights(tmp_path: Path)
             if ended[-1] == 0:  # it was through before its kill: the next kills are another run's
                 names.append(f"killed {len(names) + 1}")
         run(names[-1], None)
-        server.stdin.close()
     assert ended[0] == 0 and set(ended) == {0, -signal.SIGKILL}
     for name in names:
         assert same(*(weights(Run(tmp_path / each).learner()) for each in (name, "whole")))

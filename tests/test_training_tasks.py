@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pinned import skip_without
 
 from bsbr import ModelConfig, TransformerLM, sources
 from bsbr.training import baselines, token_losses
@@ -22,11 +23,7 @@ PARTS = ("train", "validation", "test")
 
 @pytest.fixture(scope="module")
 def fetched() -> None:
-    try:
-        for name in ("brown", "emails", "speeches", "emoji", "emoji_google"):
-            sources.check_files(sources.read_pin(name))
-    except sources.SourceError as error:
-        pytest.skip(str(error))
+    skip_without("brown", "emails", "speeches", "emoji", "emoji_google")
 
 
 TASKS = {

@@ -56,6 +56,16 @@ def original(kind: str, dtype: torch.dtype = torch.float64) -> Any:
     return MAKERS[kind]().eval().to(dtype)
 
 
+def grouped_llama() -> LlamaForCausalLM:
+    """A Llama of which two query heads share each key and value head."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, initializer_range=0.5,
+    )  # fmt: skip
+    return LlamaForCausalLM(config).eval()
+
+
 def tokens(batch: int, n: int, seed: int = 0) -> torch.Tensor:
     return torch.randint(3, 97, (batch, n), generator=torch.Generator().manual_seed(seed))
 
